@@ -1,0 +1,40 @@
+"""Kleinbild: FLUX.2 [klein] as a product that you run yourself.
+
+This file is the public face: `generate`, `edit`, `Picture`, `Engine` and `KleinbildError`. Each name is imported when it
+is first used, so that `import kleinbild` takes milliseconds and no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kleinbild.api import edit, generate
+    from kleinbild.core.errors import KleinbildError
+    from kleinbild.engine.picture import Picture
+    from kleinbild.engine.runtime import Engine
+
+__version__ = "0.1.0"
+
+__all__ = ["Engine", "KleinbildError", "Picture", "__version__", "edit", "generate"]
+
+_HOMES = {
+    "Engine": "kleinbild.engine.runtime",
+    "KleinbildError": "kleinbild.core.errors",
+    "Picture": "kleinbild.engine.picture",
+    "edit": "kleinbild.api",
+    "generate": "kleinbild.api",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""Values: requests, sizes, records and errors. No I/O, no torch; every other package may import this one."""

@@ -1,0 +1,70 @@
+"""What can go wrong, in words for the person who asked.
+
+Every error says what was given and what is allowed (`message`), and what to do (`hint`). Whatever else is raised is a
+bug of ours. `exit_code` is what the command line leaves with; the codes are documented in its help.
+
+    KleinbildError
+     ├── RequestError          the request itself is wrong                     exit 2
+     │    ├── PromptError      empty, too long, words that the model lacks
+     │    ├── SizeError        not a size, or beyond the model's range
+     │    └── PictureError     a reference picture that cannot be used
+     ├── ModelError            no such model, or its weights are not here      exit 3
+     │    ├── UnknownModelError
+     │    ├── MissingWeightsError
+     │    └── WeightsError     a weight file that does not fit or is damaged
+     ├── OutputError           the result cannot be written                    exit 4
+     └── NetworkError          the hub cannot be reached                       exit 5
+"""
+
+from __future__ import annotations
+
+
+class KleinbildError(Exception):
+    """Base of all errors that Kleinbild raises on purpose."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RequestError(KleinbildError):
+    exit_code = 2
+
+
+class PromptError(RequestError):
+    pass
+
+
+class SizeError(RequestError):
+    pass
+
+
+class PictureError(RequestError):
+    """A reference picture, or a file that should be a picture, that cannot be used."""
+
+
+class ModelError(KleinbildError):
+    exit_code = 3
+
+
+class UnknownModelError(ModelError):
+    pass
+
+
+class MissingWeightsError(ModelError):
+    pass
+
+
+class WeightsError(ModelError):
+    pass
+
+
+class OutputError(KleinbildError):
+    exit_code = 4
+
+
+class NetworkError(KleinbildError):
+    exit_code = 5
