@@ -1,0 +1,140 @@
+"""The sentences of nano's world: several wordings for every picture and every edit.
+
+Prompts are lower case here; `kleinbild.nano.words` brings a user's prompt to this form. A wording is chosen by the
+caller's random generator, so training sees all of them and an evaluation can fix one.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, SOLID_NAMES, Noun
+
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+CORNERS = {(0, 0): "top left", (0, 4): "top right", (4, 0): "bottom left", (4, 4): "bottom right"}
+SIDES = {(2, 0): "left", (2, 4): "right", (0, 2): "top", (4, 2): "bottom"}
+
+
+def article(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' and not name.startswith('uni') else 'a'} {name}"
+
+
+def a_noun(noun: Noun, random: Random) -> str:
+    return article(random.choice(noun.names))
+
+
+def on_background(background: str, random: Random) -> str:
+    """The end of a sentence that says where: `on a mint background`, `, at the beach`."""
+    names = BACKGROUND_BY_NAME[background].names
+    name = random.choice(names)
+    if name in SOLID_NAMES:
+        forms = (f" on {article(name)} background", f" on {name}", f", {name} background", f" on a plain {name} background")
+    elif name == "snow":
+        forms = (" in the snow", ", snow background")
+    else:
+        forms = (f" on {article(name)}", f", {name} background", f" on {article(name)} background")
+        if BACKGROUND_BY_NAME[background].kind in ("meadow", "beach", "snow", "night"):
+            forms = (*forms, f" {'under' if 'sky' in name else 'in' if 'field' in name else 'on'} the {name}")
+    return random.choice(forms)
+
+
+def lead(random: Random) -> str:
+    """An opening that many people write and that says nothing."""
+    return random.choice(("",) * 6 + ("a picture of ", "an image of ", "draw "))
+
+
+def one_object(noun: Noun, place: tuple[int, int], background: str, random: Random) -> str:
+    thing, ground = a_noun(noun, random), on_background(background, random)
+    if place == (2, 2):
+        return lead(random) + thing + random.choice(("", "", "", " in the middle", " in the center")) + ground
+    if place in SIDES:
+        side = SIDES[place]
+        forms = (f"{thing} on the {side}",) if side in ("left", "right") else (f"{thing} at the {side}",)
+    else:
+        corner = CORNERS[place]
+        forms = (f"{thing} in the {corner}", f"{thing} in the {corner} corner")
+    return lead(random) + random.choice(forms) + ground
+
+
+def two_objects(first: Noun, second: Noun, side_by_side: bool, background: str, random: Random) -> str:
+    """`first` is left of, or above, `second`."""
+    a, b = a_noun(first, random), a_noun(second, random)
+    if side_by_side:
+        forms = (
+            f"{a} to the left of {b}", f"{a} left of {b}", f"{b} to the right of {a}", f"{b} right of {a}",
+            f"{a} and {b}", f"{a} next to {b}", f"{a} on the left and {b} on the right",
+        )  # fmt: skip
+    else:
+        forms = (f"{a} above {b}", f"{b} below {a}", f"{b} under {a}", f"{a} over {b}", f"{a} on top of {b}")
+    return lead(random) + random.choice(forms) + on_background(background, random)
+
+
+def several(noun: Noun, count: int, background: str, random: Random) -> str:
+    plural = random.choice(noun.plurals)
+    return lead(random) + f"{NUMBERS[count]} {plural}" + on_background(background, random)
+
+
+def change_background(background: str, random: Random) -> str:
+    name = random.choice(BACKGROUND_BY_NAME[background].names)
+    forms = [
+        f"change the background to {name}", f"make the background {name}", f"replace the background with {name}",
+        f"put it on {article(name)}{' background' if name in SOLID_NAMES else ''}", f"{name} background",
+    ]  # fmt: skip
+    if name not in SOLID_NAMES and name != "snow":
+        forms.append(f"change the background to {article(name)}")
+    return random.choice(forms)
+
+
+def remove(noun: Noun, place: tuple[int, int] | None, random: Random) -> str:
+    """Removal by name, or by place where `place` tells which."""
+    name = random.choice(noun.names)
+    forms = [f"remove the {name}", f"delete the {name}", f"take away the {name}", f"erase the {name}"]
+    if place in SIDES:
+        forms.append(f"remove the object {_where(place)}")
+    return random.choice(forms)
+
+
+def add(noun: Noun, place: tuple[int, int], random: Random) -> str:
+    return f"{random.choice(('add', 'put', 'place'))} {a_noun(noun, random)} {_where(place)}"
+
+
+def replace(old: Noun, new: Noun, random: Random) -> str:
+    was, thing = random.choice(old.names), a_noun(new, random)
+    return random.choice(
+        (f"replace the {was} with {thing}", f"turn the {was} into {thing}", f"change the {was} to {thing}",
+         f"swap the {was} for {thing}", f"make the {was} {thing}")
+    )  # fmt: skip
+
+
+def object_on_background(random: Random) -> str:
+    """Image 1's object on image 2's background."""
+    return random.choice(
+        (
+            "put the object of image 1 on the background of image 2",
+            "the object of image 1 on the background of image 2",
+            "the object from image 1 with the background from image 2",
+            "place the object from image 1 on the background of image 2",
+            "use the background of image 2 for the object of image 1",
+        )
+    )
+
+
+def object_into_scene(place: tuple[int, int], random: Random) -> str:
+    """Image 1's object added to image 2 at `place`."""
+    where = _where(place)
+    return random.choice(
+        (
+            f"add the object of image 1 to image 2 {where}",
+            f"put the object of image 1 into image 2 {where}",
+            f"place the object from image 1 into image 2 {where}",
+            f"insert the object from image 1 {where} of image 2" if place in CORNERS else
+            f"insert the object from image 1 into image 2 {where}",
+        )
+    )
+
+
+def _where(place: tuple[int, int]) -> str:
+    if place in CORNERS:
+        return f"in the {CORNERS[place]}"
+    side = SIDES[place]
+    return f"on the {side}" if side in ("left", "right") else f"at the {side}"

@@ -1,0 +1,132 @@
+"""Draws a scene: the background, then each sprite in its cell. Pictures are (128, 128, 3) uint8 arrays.
+
+The lattice is the tokens': a picture is 8x8 tokens of 16 px, a sprite's cell 4x4 tokens, and a cell starts on a token.
+So a sprite always meets the token grid the same way, and a small model can know it by heart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageColor
+
+from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, Background
+from kleinbild.nano.scenes.sprites import SPRITE_SIDE, sprites
+
+SIDE = 128
+TOKEN = 16
+CELL = 4 * TOKEN
+MARGIN = (CELL - SPRITE_SIDE) // 2
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A sprite in the cell whose upper left corner is token (`row`, `column`)."""
+
+    code: str
+    row: int
+    column: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The sprite's pixels as (left, top, right, bottom)."""
+        left, top = self.column * TOKEN + MARGIN, self.row * TOKEN + MARGIN
+        return left, top, left + SPRITE_SIDE, top + SPRITE_SIDE
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    background: str
+    placed: tuple[Placed, ...] = ()
+
+
+def render(scene: Scene) -> Pixels:
+    """The picture of a scene."""
+    picture = background_pixels(scene.background).astype(np.float32)
+    for item in scene.placed:
+        left, top, _, _ = item.box
+        composite(picture, sprites()[item.code], left, top)
+    return picture.round().astype(np.uint8)
+
+
+def composite(picture: NDArray[np.float32], sprite: Pixels, left: int, top: int) -> None:
+    """Draws `sprite` (RGBA) over `picture` in place; parts outside the picture are cut off."""
+    height, width = sprite.shape[:2]
+    rows = slice(max(top, 0), min(top + height, picture.shape[0]))
+    columns = slice(max(left, 0), min(left + width, picture.shape[1]))
+    tile = sprite[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left].astype(np.float32)
+    alpha = tile[..., 3:] / 255.0
+    picture[rows, columns] += (tile[..., :3] - picture[rows, columns]) * alpha
+
+
+@cache
+def background_pixels(name: str) -> Pixels:
+    """The bare background of any of its names. Do not write into the array."""
+    background = BACKGROUND_BY_NAME[name]
+    draw = {"meadow": _meadow, "night": _night, "beach": _beach, "snow": _snow}.get(background.kind)
+    picture = draw() if draw else _gradient(_colors(background))
+    pixels: Pixels = picture.round().clip(0, 255).astype(np.uint8)
+    pixels.flags.writeable = False
+    return pixels
+
+
+def _colors(background: Background) -> NDArray[np.float32]:
+    return np.array([ImageColor.getrgb(color) for color in background.colors], np.float32)
+
+
+def _gradient(colors: NDArray[np.float32]) -> NDArray[np.float32]:
+    at = np.linspace(0, 1, SIDE)
+    stops = np.linspace(0, 1, len(colors)) if len(colors) > 1 else np.zeros(1)
+    column = np.stack([np.interp(at, stops, colors[:, channel]) for channel in range(3)], axis=1)
+    return np.repeat(column[:, None, :], SIDE, axis=1).astype(np.float32)
+
+
+def _hills(picture: NDArray[np.float32], horizon: float, swing: float, phase: float, colors: tuple[str, str]) -> None:
+    """Ground below a soft wave line, shaded from the first colour at the crest to the second at the bottom."""
+    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    line = horizon + swing * np.sin(x / SIDE * 2 * np.pi + phase)
+    crest, floor = (np.array(ImageColor.getrgb(color), np.float32) for color in colors)
+    depth = ((y - line) / (SIDE - line)).clip(0, 1)[..., None]
+    cover = (y - line + 0.5).clip(0, 1)[..., None]
+    picture += (crest + (floor - crest) * depth - picture) * cover
+
+
+def _hex(*colors: str) -> NDArray[np.float32]:
+    return np.array([ImageColor.getrgb(color) for color in colors], np.float32)
+
+
+def _meadow() -> NDArray[np.float32]:
+    picture = _gradient(_hex("#8fd3ff", "#d8f1ff"))
+    _hills(picture, 74, 6, 0.6, ("#9bd46a", "#7fc457"))
+    _hills(picture, 90, 4, 3.4, ("#6fbf4b", "#4c9a3c"))
+    return picture
+
+
+def _snow() -> NDArray[np.float32]:
+    picture = _gradient(_hex("#a9c4e6", "#dbe9f7"))
+    _hills(picture, 76, 5, 2.2, ("#e8f0fa", "#dfe9f6"))
+    _hills(picture, 94, 4, 5.2, ("#ffffff", "#eaf2fb"))
+    return picture
+
+
+def _beach() -> NDArray[np.float32]:
+    picture = _gradient(_hex("#5fc3f5", "#bfe8fb"))
+    _hills(picture, 64, 0, 0.0, ("#2a9bc4", "#3fb6cf"))
+    _hills(picture, 92, 3, 1.0, ("#f7e3b0", "#e9c98a"))
+    return picture
+
+
+def _night() -> NDArray[np.float32]:
+    picture = _gradient(_hex("#0d0f33", "#1b1f57", "#37306e"))
+    generator = np.random.RandomState(7)  # a frozen stream: the stars are part of the world
+    for _ in range(46):
+        y, x = generator.randint(2, SIDE - 3, 2)
+        picture[y, x] = 235
+        if generator.rand() < 0.35:
+            picture[y : y + 2, x : x + 2] = 245
+    return picture

@@ -1,0 +1,1 @@
+"""Training: the world's sprites and latents, the autoencoder, the flow model, the few-step student, evaluation."""

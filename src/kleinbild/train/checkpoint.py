@@ -1,0 +1,28 @@
+"""Training state on disk: written to a temporary name and moved, so that a kill at any moment leaves a whole file.
+
+Everything that the next step depends on is in it (weights, moments, step, seconds, random streams); `torch.load` runs
+with `weights_only`, so a checkpoint cannot execute anything.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """The state at `path`, or None where no run has begun."""
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
