@@ -6,12 +6,12 @@ from kleinbild.model.spec import AutoencoderSpec, ModelSpec, TextEncoderSpec, Tr
 
 NANO = ModelSpec(
     transformer=TransformerSpec(
-        hidden_size=256,
+        hidden_size=224,
         num_heads=4,
         num_double_blocks=2,
         num_single_blocks=6,
         context_size=576,
-        rope_axes=(16, 16, 16, 16),
+        rope_axes=(14, 14, 14, 14),
     ),
     text_encoder=TextEncoderSpec(
         hidden_size=192,

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+
+from kleinbild.model.autoencoder import Autoencoder
+from kleinbild.model.spec import AutoencoderSpec
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -26,3 +30,10 @@ def load_state(path: Path) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def load_autoencoder(path: Path, spec: AutoencoderSpec, device: torch.device) -> Autoencoder:
+    """The trained autoencoder, frozen."""
+    autoencoder = Autoencoder(spec)
+    autoencoder.load_state_dict(load_file(path))
+    return autoencoder.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)

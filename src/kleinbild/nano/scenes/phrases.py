@@ -12,6 +12,7 @@ from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, SOLID_NAMES, Noun
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 CORNERS = {(0, 0): "top left", (0, 4): "top right", (4, 0): "bottom left", (4, 4): "bottom right"}
+CENTER = (2, 2)
 SIDES = {(2, 0): "left", (2, 4): "right", (0, 2): "top", (4, 2): "bottom"}
 
 
@@ -45,7 +46,7 @@ def lead(random: Random) -> str:
 
 def one_object(noun: Noun, place: tuple[int, int], background: str, random: Random) -> str:
     thing, ground = a_noun(noun, random), on_background(background, random)
-    if place == (2, 2):
+    if place == CENTER:
         return lead(random) + thing + random.choice(("", "", "", " in the middle", " in the center")) + ground
     if place in SIDES:
         side = SIDES[place]
@@ -134,6 +135,8 @@ def object_into_scene(place: tuple[int, int], random: Random) -> str:
 
 
 def _where(place: tuple[int, int]) -> str:
+    if place == CENTER:
+        return "in the middle"
     if place in CORNERS:
         return f"in the {CORNERS[place]}"
     side = SIDES[place]

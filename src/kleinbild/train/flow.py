@@ -1,0 +1,226 @@
+"""Trains nano's flow transformer and text encoder: `python -m kleinbild.train.flow --steps 9000`.
+
+Rectified flow on cached latents of the world's scenes. What matters (measured): times shifted hard to noise, since only
+there does the prompt tell what the noisy latent does not; Muon for the blocks; a text encoder whose raw hidden states
+stay small (AdamW with weight decay). A run that does not bind nouns early never will, so `noun_response` is watched and
+stops it. Resumes from its last checkpoint; runs unchanged with `--device cuda`.
+
+Shape suffixes: B samples, N image tokens, K reference tokens, C latent channels, L text tokens, X context width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kleinbild.model.autoencoder import Autoencoder
+from kleinbild.model.packing import Packing, Segment, pack
+from kleinbild.model.spec import ModelSpec, TransformerSpec
+from kleinbild.model.text_encoder import TextEncoder
+from kleinbild.model.tokenizer import PromptTokenizer
+from kleinbild.model.transformer import Flux2Transformer
+from kleinbild.nano.specs import NANO
+from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
+from kleinbild.train.muon import Muon
+from kleinbild.train.pool import Batch, Pool, build_pool, draw_batch
+from kleinbild.train.tokenizer import save_tokenizer, train_tokenizer
+
+GRID = (8, 8)  # tokens of a training picture
+BATCH_SIZES = (36, 21, 15)  # by number of references: about equal work
+MIX = (0.44, 0.31, 0.25)  # how often a step has none, one, two references
+TIME_MEAN, TIME_SPREAD = 1.9, 1.4  # logit-normal
+PROMPT_DROPOUT = 0.1
+MUON_RATE, ADAM_RATE, WEIGHT_DECAY = 0.02, 2e-3, 0.05
+WARMUP_STEPS, DECAY_SHARE, EMA_DECAY = 50, 0.45, 0.998
+CURRICULUM_STEPS, CURRICULUM_TASKS = 300, frozenset({"one"})
+NUM_SCENES, STEPS_A_POOL = 32_000, 3000
+SECONDS_A_CHECKPOINT = 120
+ALARM_STEP, ALARM_RESPONSE = 1200, 0.15
+
+
+class Flow(nn.Module):
+    """The two networks that learn together: prompts and noisy latents in, velocities out."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.transformer = Flux2Transformer(spec.transformer)
+        self.text_encoder = TextEncoder(spec.text_encoder)
+
+    def forward(self, noisy_BNC: Tensor, times_B: Tensor, batch: Batch) -> Tensor:
+        """Velocities (B, N, C) of the pictures being made."""
+        return self.velocity(noisy_BNC, times_B, batch, self.context(batch))
+
+    def context(self, batch: Batch) -> Tensor:
+        context: Tensor = self.text_encoder(batch.ids_BL, batch.mask_BL)
+        return context
+
+    def velocity(self, noisy_BNC: Tensor, times_B: Tensor, batch: Batch, context_BLX: Tensor) -> Tensor:
+        size, num_image = noisy_BNC.shape[:2]
+        num_references = batch.references_BKC.shape[1] // num_image
+        packing = _packing(size, context_BLX.shape[1], num_references, self.transformer.spec, str(noisy_BNC.device))
+        rows = torch.cat((noisy_BNC, batch.references_BKC), dim=1).flatten(0, 1)
+        out: Tensor = self.transformer(rows, context_BLX.flatten(0, 1), times_B, packing)
+        return out.unflatten(0, (size, -1))[:, :num_image].float()
+
+
+@lru_cache(maxsize=16)
+def _packing(size: int, num_text: int, num_references: int, spec: TransformerSpec, device: str) -> Packing:
+    return pack([Segment(num_text, GRID, (GRID,) * num_references)] * size, spec, device=device)
+
+
+def flow_loss(flow: Flow, batch: Batch, times_B: Tensor, noise_BNC: Tensor) -> Tensor:
+    """Mean squared error of the velocity, bfloat16 inside."""
+    t = times_B[:, None, None]
+    noisy = (1 - t) * batch.target_BNC + t * noise_BNC
+    with torch.autocast(noisy.device.type, torch.bfloat16):
+        velocity = flow(noisy, times_B, batch)
+    return F.mse_loss(velocity, noise_BNC - batch.target_BNC)
+
+
+@torch.no_grad()
+def noun_response(flow: Flow, tokenizer: PromptTokenizer, device: torch.device) -> float:
+    """How far (rms, latent units) another noun moves the predicted picture at t = 0.985; 0.4 and more is bound."""
+    prompts = ["a frog on blue", "a pig on blue", "a car on white", "a rose on white"]
+    tokenized = [tokenizer(prompt) for prompt in prompts]
+    noise = torch.randn((1, 64, 128), generator=torch.Generator().manual_seed(0)).expand(4, -1, -1).to(device)
+    ids, mask = (torch.stack([getattr(t, name) for t in tokenized]).to(device) for name in ("ids", "mask"))
+    batch = Batch(noise, noise[:, :0], ids, mask)
+    velocity = flow(noise, torch.full((4,), 0.985, device=device), batch)
+    pairs = (velocity[0] - velocity[1], velocity[2] - velocity[3])
+    return 0.985 * float(torch.stack(pairs).square().mean().sqrt())
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything that a step changes."""
+
+    flow: Flow
+    average: Flow
+    optimizers: list[torch.optim.Optimizer]
+    rates: list[list[float]]
+    step: int = 0
+
+    def state(self) -> dict[str, object]:
+        return {
+            "flow": self.flow.state_dict(), "average": self.average.state_dict(), "step": self.step,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, object]) -> None:
+        self.flow.load_state_dict(state["flow"])  # type: ignore[arg-type]  # written by `state` above
+        self.average.load_state_dict(state["average"])  # type: ignore[arg-type]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):  # type: ignore[call-overload]
+            optimizer.load_state_dict(saved)
+        self.step = int(state["step"])  # type: ignore[call-overload]
+
+
+def begin(flow: Flow, *, scale: float = 1.0) -> Run:
+    """A run at its first step: Muon for the blocks' matrices, AdamW for everything else; rates times `scale`."""
+    blocks = {*flow.transformer.double_blocks.parameters(), *flow.transformer.single_blocks.parameters()}
+    matrices = [p for p in flow.parameters() if p in blocks and p.ndim == 2 and p.requires_grad]
+    others = [p for p in flow.parameters() if not (p in blocks and p.ndim == 2) and p.requires_grad]
+    optimizers = [
+        Muon(matrices, lr=MUON_RATE * scale),
+        torch.optim.AdamW(others, lr=ADAM_RATE * scale, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY),
+    ]
+    average = copy.deepcopy(flow).requires_grad_(False)
+    return Run(flow, average, optimizers, [[g["lr"] for g in o.param_groups] for o in optimizers])
+
+
+def update(run: Run, loss: Tensor, factor: float, ema_decay: float = EMA_DECAY) -> None:
+    """One step of the optimizers at `factor` of their rates, and of the weights' moving average."""
+    for optimizer, rates in zip(run.optimizers, run.rates, strict=True):
+        optimizer.zero_grad()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+    nn.utils.clip_grad_norm_(run.flow.parameters(), 1.0)
+    for optimizer in run.optimizers:
+        optimizer.step()
+    run.step += 1
+    decay = min(ema_decay, run.step / (run.step + 10))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(run.average.parameters()), list(run.flow.parameters()), 1 - decay)
+
+
+def rate_factor(step: int, num_steps: int) -> float:
+    """Warm-up, plateau, linear decay to nearly nothing."""
+    return min(1.0, (step + 1) / WARMUP_STEPS, max((num_steps - step) / (DECAY_SHARE * num_steps), 0.01))
+
+
+def draw_times(count: int, generator: torch.Generator) -> Tensor:
+    return torch.sigmoid(TIME_MEAN + TIME_SPREAD * torch.randn(count, generator=generator))
+
+
+def pools(autoencoder: Autoencoder, seed: int, first_step: int, device: torch.device, num_scenes: int) -> Iterator[Pool]:
+    """One pool for each stretch of `STEPS_A_POOL` steps."""
+    number = first_step // STEPS_A_POOL
+    while True:
+        yield build_pool(autoencoder, f"{seed}-{number}", num_scenes, device)
+        number += 1
+
+
+def train(out: Path, num_steps: int, seed: int, device: torch.device, num_scenes: int = NUM_SCENES) -> None:
+    torch.manual_seed(seed)
+    save_tokenizer(train_tokenizer(seed), out / "tokenizer")
+    tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
+    autoencoder = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
+    run = begin(Flow(NANO).to(device))
+    if state := load_state(out / "flow.pt"):
+        run.restore(state)
+    supply = pools(autoencoder, seed, run.step, device, num_scenes)
+    pool = next(supply)
+    started = saved_at = time.monotonic()
+    recent = torch.zeros(3, 2)
+    while run.step < num_steps:
+        random = Random(f"{seed}-{run.step}")
+        generator = torch.Generator().manual_seed(random.getrandbits(60))
+        early = run.step < CURRICULUM_STEPS
+        kind = 0 if early else random.choices(range(3), MIX)[0]
+        batch = draw_batch(
+            pool, kind, BATCH_SIZES[kind], random, tokenizer,
+            dropout=PROMPT_DROPOUT, tasks=CURRICULUM_TASKS if early else None,
+        )  # fmt: skip
+        noise = torch.randn(batch.target_BNC.shape, generator=generator).to(device)
+        times = draw_times(len(noise), generator).to(device)
+        loss = flow_loss(run.flow, batch, times, noise)
+        update(run, loss, rate_factor(run.step, num_steps))
+        recent[kind] += torch.tensor([float(loss.detach()), 1.0])
+        if run.step % 100 == 0:
+            losses = " ".join(f"{value:.3f}" for value in (recent[:, 0] / recent[:, 1].clamp(min=1)).tolist())
+            response = noun_response(run.flow, tokenizer, device)
+            seconds = time.monotonic() - started
+            print(f"step {run.step} {seconds:.0f}s loss {losses} noun response {response:.3f}", flush=True)
+            recent.zero_()
+            if run.step == ALARM_STEP and response < ALARM_RESPONSE:
+                raise SystemExit(f"nouns are not bound after {run.step} steps: start over with another seed")
+        if run.step % STEPS_A_POOL == 0:
+            pool = next(supply)
+        if time.monotonic() - saved_at > SECONDS_A_CHECKPOINT or run.step == num_steps:
+            saved_at = time.monotonic()
+            save_state(out / "flow.pt", run.state())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="holds autoencoder.safetensors")
+    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--scenes", type=int, default=NUM_SCENES, help="scenes in a pool")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    train(arguments.out, arguments.steps, arguments.seed, torch.device(arguments.device), arguments.scenes)
+
+
+if __name__ == "__main__":
+    main()
