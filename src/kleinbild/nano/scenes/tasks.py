@@ -93,6 +93,8 @@ def pair_group(draw: Draw) -> Iterator[Sample]:
     random = draw.random
     a, b, c = draw.nouns(3)
     ground, other = draw.backgrounds(2)
+    while not draw.evaluation and held_out(a.code, ground):  # `a` stands alone there
+        ground, other = draw.backgrounds(2)
     first, second = random.choice(PAIRS)
     beside = first[0] == second[0]
     at_a, at_b = (first, second) if random.random() < 0.5 else (second, first)
@@ -108,8 +110,7 @@ def pair_group(draw: Draw) -> Iterator[Sample]:
     yield Sample("two", two(b, ground), pair(b, ground))
     yield Sample("two", two(b, other), pair(b, other))
     yield Sample("two", two(c, ground), pair(c, ground))
-    if draw.evaluation or not held_out(a.code, ground):
-        yield Sample("one", partial(phrases.one_object, a, at_a, ground), alone)
+    yield Sample("one", partial(phrases.one_object, a, at_a, ground), alone)
     yield Sample("background", partial(phrases.change_background, other), pair(b, other), (pair(b, ground),))
     yield Sample("background", partial(phrases.change_background, ground), pair(b, ground), (pair(b, other),))
     for kept, gone in ((b, c), (c, b)):
@@ -188,3 +189,13 @@ def samples(draw: Draw) -> Iterator[Sample]:
     while True:
         (group,) = draw.random.choices(groups, weights)
         yield from group(draw)
+
+
+def is_held_out(sample: Sample) -> bool:
+    """Whether the sample shows a combination that training never does."""
+    return any(_scene_held_out(each) for each in (sample.target, *sample.references))
+
+
+def _scene_held_out(each: Scene) -> bool:
+    codes = sorted({item.code for item in each.placed})
+    return held_out(*codes) if len(codes) == 2 else held_out(*codes, each.background) if codes else False

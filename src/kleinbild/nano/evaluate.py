@@ -1,0 +1,131 @@
+"""How well a nano model does what it is asked: the oracle's verdicts on fixed, held-out prompts and edits.
+
+Every row asks for combinations that no training picture shows (`scenes.tasks.is_held_out`) or for objects that never
+stood in one; prompts, pictures and seeds are fixed, so two models or two versions can be compared.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from random import Random
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from kleinbild.core.requests import PictureRequest
+from kleinbild.nano.scenes.lexicon import NOUNS, UNSEEN
+from kleinbild.nano.scenes.oracle import Verdict, judge
+from kleinbild.nano.scenes.render import Scene, render
+from kleinbild.nano.scenes.tasks import Draw, Sample, Task, is_held_out, samples
+
+if TYPE_CHECKING:
+    from kleinbild.engine.runtime import Engine
+
+DEFAULT_COUNT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One row of the table: a task, which sprites are the object of image 1, and the share that must be right."""
+
+    label: str
+    task: Task
+    bar: float | None
+    unseen: bool = False
+
+
+GOALS = (
+    Goal("one object", "one", 0.95),
+    Goal("two objects", "two", 0.95),
+    Goal("two to four of a kind", "count", 0.85),
+    Goal("edit: background", "background", 0.95),
+    Goal("edit: remove", "remove", 0.90),
+    Goal("edit: add", "add", 0.90),
+    Goal("edit: replace", "replace", 0.85),
+    Goal("object 1 on background 2", "object on background", 0.90),
+    Goal("object 1 on background 2, unseen objects", "object on background", 0.90, unseen=True),
+    Goal("object 1 into scene 2", "object into scene", 0.60),
+    Goal("object 1 into scene 2, unseen objects", "object into scene", None, unseen=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`right` is the share (0 to 1) of pictures that are all right, `box_psnr` the mean in dB, `bar` what is asked."""
+
+    task: str
+    count: int
+    right: float
+    box_psnr: float
+    bar: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One asked-for picture: what was shown, what came, what the oracle says."""
+
+    sample: Sample
+    prompt: str
+    picture: Image.Image
+    verdict: Verdict
+
+
+def evaluate(
+    model_name: str,
+    count: int = DEFAULT_COUNT,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_trial: Callable[[Goal, Trial], None] | None = None,
+) -> list[Row]:
+    """Runs `count` held-out trials a row on the model (a name or a path) at its default steps and guidance."""
+    from kleinbild.engine.runtime import Engine  # torch, only when it is needed
+
+    engine = Engine(model_name)
+    rows, done = [], 0
+    for goal in GOALS:
+        verdicts = []
+        for index, sample in enumerate(islice(held_out_samples(goal), count)):
+            trial = attempt(engine, sample, Random(f"{goal.label}-{index}"))
+            verdicts.append(trial.verdict)
+            done += 1
+            if on_trial:
+                on_trial(goal, trial)
+            if on_progress:
+                on_progress(done, count * len(GOALS))
+        rows.append(_row(goal, verdicts))
+    return rows
+
+
+def held_out_samples(goal: Goal) -> Iterator[Sample]:
+    """The endless fixed list of a row's samples."""
+    codes = UNSEEN if goal.unseen else tuple(noun.code for noun in NOUNS)
+    draw = Draw(Random(f"evaluation of {goal.task}"), evaluation=True, codes=codes)
+    for sample in samples(draw):
+        if sample.task == goal.task and (goal.unseen or is_held_out(sample)):
+            yield sample
+
+
+def attempt(engine: Engine, sample: Sample, random: Random) -> Trial:
+    """Asks the engine for one sample and judges what comes."""
+    prompt = sample.wording(random)
+    request = PictureRequest(
+        prompt=prompt, seed=random.getrandbits(32), references=tuple(encoded(scene) for scene in sample.references)
+    )
+    picture = engine.generate(request).pil
+    return Trial(sample, prompt, picture, judge(np.asarray(picture), sample.target))
+
+
+def encoded(scene: Scene) -> bytes:
+    """The rendered scene as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(render(scene)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _row(goal: Goal, verdicts: list[Verdict]) -> Row:
+    right = sum(verdict.all_right for verdict in verdicts) / len(verdicts)
+    box_psnr = float(np.mean([verdict.box_psnr for verdict in verdicts]))
+    return Row(goal.label, len(verdicts), right, box_psnr, goal.bar)

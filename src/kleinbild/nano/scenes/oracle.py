@@ -1,0 +1,91 @@
+"""The oracle: does a picture show the scene that was asked for? No network, only comparison with what can be drawn.
+
+A box is right when, of all sprites of the world and of nothing at all, the expected sprite drawn on the expected
+background is nearest to its pixels. The background is right when the expected one is nearest outside the boxes, and
+nothing that does not belong is there. The oracle is lenient about sharpness, so the PSNR in the boxes stands beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kleinbild.nano.scenes.lexicon import BACKGROUNDS
+from kleinbild.nano.scenes.render import Pixels, Placed, Scene, background_pixels, render
+from kleinbild.nano.scenes.sprites import sprites
+
+CLEAN_PSNR = 20.0  # dB outside the boxes: a sprite in a wrong place gives 17 or less
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the oracle saw. `box_psnr` is the mean in dB over the boxes; without boxes, over the whole picture."""
+
+    objects_right: bool
+    background_right: bool
+    clean: bool
+    box_psnr: float
+
+    @property
+    def all_right(self) -> bool:
+        return self.objects_right and self.background_right and self.clean
+
+
+def judge(picture: Pixels, expected: Scene) -> Verdict:
+    """Compares a picture (128, 128, 3) uint8 with the scene that it should show."""
+    if picture.shape != (128, 128, 3):
+        raise ValueError(f"the oracle judges pictures of 128x128 pixels, not {picture.shape}")
+    truth = render(expected)
+    outside = np.ones(picture.shape[:2], bool)
+    for item in expected.placed:
+        outside[box_slices(item)] = False
+    boxes = [psnr(picture[box_slices(item)], truth[box_slices(item)]) for item in expected.placed]
+    return Verdict(
+        objects_right=all(nearest_sprite(picture, item, expected.background) == item.code for item in expected.placed),
+        background_right=nearest_background(picture, outside) == expected.background,
+        clean=psnr(picture[outside], truth[outside]) >= CLEAN_PSNR,
+        box_psnr=float(np.mean(boxes)) if boxes else psnr(picture, truth),
+    )
+
+
+def nearest_sprite(picture: Pixels, at: Placed, background: str) -> str | None:
+    """The code of the sprite that the box at `at` shows, None for nothing."""
+    box = box_slices(at)
+    seen = picture[box].astype(np.float32).reshape(-1)
+    codes, colors, alphas = _sprite_table()
+    ground = background_pixels(background)[box].astype(np.float32).reshape(-1)
+    drawn = ground + (colors - ground) * alphas
+    distances = np.square(drawn - seen).sum(axis=1)
+    best = int(distances.argmin())
+    return codes[best] if distances[best] < np.square(ground - seen).sum() else None
+
+
+def nearest_background(picture: Pixels, outside: NDArray[np.bool_]) -> str:
+    seen = picture[outside].astype(np.float32)
+    distances = [
+        float(np.square(background_pixels(background.name)[outside].astype(np.float32) - seen).mean())
+        for background in BACKGROUNDS
+    ]
+    return BACKGROUNDS[int(np.argmin(distances))].name
+
+
+def psnr(seen: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
+    """Peak signal to noise in dB, at most 99."""
+    mse = float(np.square(seen.astype(np.float32) - truth.astype(np.float32)).mean())
+    return min(99.0, 10 * float(np.log10(255**2 / max(mse, 1e-9))))
+
+
+def box_slices(item: Placed) -> tuple[slice, slice]:
+    left, top, right, bottom = item.box
+    return slice(top, bottom), slice(left, right)
+
+
+@cache
+def _sprite_table() -> tuple[list[str], NDArray[np.float32], NDArray[np.float32]]:
+    """Every sprite's code, flat colours and flat alphas."""
+    tiles = np.stack(list(sprites().values())).astype(np.float32)
+    alphas = np.repeat(tiles[..., 3:] / 255.0, 3, axis=3)
+    return list(sprites()), tiles[..., :3].reshape(len(tiles), -1), alphas.reshape(len(tiles), -1)

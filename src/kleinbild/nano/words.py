@@ -1,0 +1,88 @@
+"""What nano understands: it says which words it does not know, instead of drawing something else.
+
+A prompt is matched against the names of things and backgrounds, longest first, and the words that join them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import cache
+
+from kleinbild.core.errors import PromptError
+from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, BACKGROUNDS, NOUN_BY_NAME, NOUNS
+
+JOINING_WORDS = frozenset(
+    """a an the of on in at to with and from for it is into by or i my please want
+    picture image object draw background plain
+    left right top bottom middle center corner above below under over next
+    two three four 1 2
+    change make replace put remove delete take away erase add place turn swap use insert""".split()
+)
+EDIT_WORDS = frozenset("change make replace remove delete take erase add turn swap insert image".split())
+MAX_KINDS = 2
+
+
+def check(prompt: str, num_references: int) -> None:
+    """Raises PromptError for words that nano does not know, and for references that the prompt and the call disagree on."""
+    words = words_of(prompt)
+    known, unknown = sort_words(words)
+    if unknown:
+        raise PromptError(f"nano does not know {quoted(unknown)}", knowledge())
+    if re.search(r"\bimage 2\b", " ".join(words)) and num_references < 2:
+        raise PromptError(
+            f"the prompt speaks of image 2, but {num_references or 'no'} reference picture was given",
+            "give two: kleinbild edit PROMPT -i ONE -i TWO",
+        )
+    if num_references == 0 and EDIT_WORDS.intersection(words[:1]):
+        raise PromptError(f'"{prompt.strip()}" changes a picture, but none was given', "give one: kleinbild edit PROMPT -i PICTURE")
+    kinds = {NOUN_BY_NAME[name].code for name in known if name in NOUN_BY_NAME}
+    if num_references == 0 and len(kinds) > MAX_KINDS:
+        raise PromptError(
+            f"nano draws at most {MAX_KINDS} different things, the prompt names {len(kinds)}",
+            "name fewer, or add the others one at a time with kleinbild edit",
+        )
+
+
+def words_of(prompt: str) -> list[str]:
+    """Lower-case words, without the punctuation between them."""
+    text = unicodedata.normalize("NFC", prompt).lower()
+    return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text)
+
+
+def sort_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """The names that were recognised, and the words that were not."""
+    known, unknown = [], []
+    at = 0
+    while at < len(words):
+        for length in range(min(_longest_name(), len(words) - at), 0, -1):
+            name = " ".join(words[at : at + length])
+            if name in NOUN_BY_NAME or name in BACKGROUND_BY_NAME:
+                known.append(name)
+                at += length
+                break
+        else:
+            if words[at] not in JOINING_WORDS:
+                unknown.append(words[at])
+            at += 1
+    return known, unknown
+
+
+def knowledge() -> str:
+    """What nano knows, and what to do for everything else."""
+    nouns = ", ".join(noun.name for noun in NOUNS)
+    backgrounds = ", ".join(background.name for background in BACKGROUNDS)
+    return (
+        f"it is a tiny model that knows {len(NOUNS)} things ({nouns}) and {len(BACKGROUNDS)} backgrounds "
+        f"({backgrounds}); for everything else: kleinbild pull klein-4b"
+    )
+
+
+def quoted(words: list[str]) -> str:
+    unique = list(dict.fromkeys(words))
+    return ", ".join(f'"{word}"' for word in unique)
+
+
+@cache
+def _longest_name() -> int:
+    return max(len(name.split()) for name in (*NOUN_BY_NAME, *BACKGROUND_BY_NAME))

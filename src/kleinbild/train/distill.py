@@ -1,0 +1,104 @@
+"""Trains the few-step student from the base model: `python -m kleinbild.train.distill --steps 1200`.
+
+The student starts as the base's average and learns on its own trajectories: at each of the four times that the sampler
+visits it sees the noisy latent that it has itself arrived at, and is asked for the velocity that leads from there to the
+picture. So it corrects its own errors, needs no guidance, and four steps are what it was trained for. The text encoder
+is shared with the base and stays as it is.
+
+Shape suffixes: B samples, N image tokens, C latent channels, X context width, L text tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from random import Random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kleinbild.model.schedule import times
+from kleinbild.model.tokenizer import PromptTokenizer
+from kleinbild.nano.specs import NANO
+from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
+from kleinbild.train.flow import GRID, MIX, SECONDS_A_CHECKPOINT, Flow, Run, begin, pools, update
+from kleinbild.train.pool import Batch, draw_batch
+
+NUM_STEPS = 4
+BATCH_SIZES = (18, 11, 8)  # half the base's: a trajectory is four passes
+RATE_SCALE = 0.3
+EMA_DECAY = 0.99
+NUM_SCENES = 16_000
+
+
+def trajectory_step(run: Run, batch: Batch, noise_BNC: Tensor, factor: float) -> float:
+    """Follows the sampler from noise; the loss at each time it visits makes one update. Returns the mean loss."""
+    schedule = times(GRID[0] * GRID[1], NUM_STEPS)
+    with torch.no_grad(), torch.autocast(noise_BNC.device.type, torch.bfloat16):
+        context_BLX = run.flow.context(batch)
+    at_BNC, total = noise_BNC, noise_BNC.new_zeros(())
+    for now, then in zip(schedule[:-1], schedule[1:], strict=True):
+        times_B = torch.full((len(at_BNC),), now, device=at_BNC.device)
+        with torch.autocast(at_BNC.device.type, torch.bfloat16):
+            velocity = run.flow.velocity(at_BNC, times_B, batch, context_BLX)
+        wanted = (at_BNC - batch.target_BNC) / now
+        # An error of the velocity moves the picture by `now` times as much: weigh all times by what they do to it.
+        total = total + F.mse_loss(now * velocity, now * wanted)
+        at_BNC = at_BNC + (then - now) * velocity.detach()
+    update(run, total, factor, EMA_DECAY)
+    return float(total.detach()) / NUM_STEPS
+
+
+def begin_student(out: Path, device: torch.device) -> Run:
+    """The base's average with a frozen text encoder, or the student's last checkpoint."""
+    base = load_state(out / "flow.pt")
+    if base is None:
+        raise SystemExit(f"{out / 'flow.pt'}: no base model to start from; run python -m kleinbild.train.flow first")
+    flow = Flow(NANO)
+    flow.load_state_dict(base["average"])
+    flow.text_encoder.requires_grad_(False)
+    run = begin(flow.to(device), scale=RATE_SCALE)
+    if state := load_state(out / "student.pt"):
+        run.restore(state)
+    return run
+
+
+def train(out: Path, num_updates: int, seed: int, device: torch.device, num_scenes: int = NUM_SCENES) -> None:
+    tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
+    autoencoder = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
+    run = begin_student(out, device)
+    pool = next(pools(autoencoder, seed + 1000, 0, device, num_scenes))
+    started = saved_at = time.monotonic()
+    losses: list[float] = []
+    while run.step < num_updates:
+        random = Random(f"student-{seed}-{run.step}")
+        generator = torch.Generator().manual_seed(random.getrandbits(60))
+        kind = random.choices(range(3), MIX)[0]
+        batch = draw_batch(pool, kind, BATCH_SIZES[kind], random, tokenizer)
+        noise = torch.randn(batch.target_BNC.shape, generator=generator).to(device)
+        factor = min(1.0, (run.step + 1) / 20, max((num_updates - run.step) / (0.7 * num_updates), 0.01))
+        losses.append(trajectory_step(run, batch, noise, factor))
+        if run.step % 50 == 0:
+            mean = sum(losses) / len(losses)
+            print(f"student step {run.step} {time.monotonic() - started:.0f}s loss {mean:.4f}", flush=True)
+            losses.clear()
+        if time.monotonic() - saved_at > SECONDS_A_CHECKPOINT or run.step == num_updates:
+            saved_at = time.monotonic()
+            save_state(out / "student.pt", run.state())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="holds flow.pt, autoencoder and tokenizer")
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--scenes", type=int, default=NUM_SCENES, help="scenes in the pool")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    train(arguments.out, arguments.steps, arguments.seed, torch.device(arguments.device), arguments.scenes)
+
+
+if __name__ == "__main__":
+    main()
