@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
-from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3RotaryEmbedding
 
 from kleinbild.model.spec import TextEncoderSpec
 
@@ -42,6 +42,9 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.model = Qwen3Model(qwen3_config(spec, spec.num_layers_needed))
+        # Its frequencies are computed, not stored in files: they must exist even when the rest is built on meta.
+        with torch.device("cpu"):
+            self.model.rotary_emb = Qwen3RotaryEmbedding(self.model.config)
         self.model.norm = nn.Identity()  # states are taken raw; the final norm belongs to the part cut off
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:

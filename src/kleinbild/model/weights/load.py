@@ -1,0 +1,171 @@
+"""Weights from files into networks: strictly, tensor by tensor, without a second copy in memory.
+
+The networks are built on the meta device, which holds no numbers; each tensor is mapped from its file, converted to the
+wanted type and put in its place. Tensors that are of that type already stay mapped, so that processes share them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from kleinbild.core.errors import MissingWeightsError, WeightsError
+from kleinbild.model import catalog
+from kleinbild.model.autoencoder import Autoencoder
+from kleinbild.model.spec import ModelSpec
+from kleinbild.model.text_encoder import TextEncoder
+from kleinbild.model.tokenizer import PromptTokenizer
+from kleinbild.model.transformer import Flux2Transformer
+from kleinbild.model.weights.components import Component
+from kleinbild.model.weights.convert import to_ours
+from kleinbild.model.weights.fit import Spec, expected_shapes, require_fit, sources_of
+from kleinbild.model.weights.gguf import gguf_reader
+from kleinbild.model.weights.settings import Settings
+from kleinbild.model.weights.sources import find_parts, model_spec, require_all
+
+LARGE = 1_000_000_000  # parameters of the transformer from which on bfloat16 is the default
+SAMPLE_BLOCKS, SAMPLE_LENGTH = 64, 4096  # of a large tensor, what the fingerprint looks at
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(slots=True)
+class Model:
+    """A model ready to run: networks in eval mode, without gradients, on one device, and what is needed around them.
+
+    `fingerprint` is the same wherever and in whatever layout the same weights lie, whatever type they are loaded in.
+    """
+
+    name: str
+    spec: ModelSpec
+    settings: Settings
+    transformer: Flux2Transformer
+    text_encoder: TextEncoder
+    autoencoder: Autoencoder
+    tokenizer: PromptTokenizer
+    device: torch.device
+    dtype: torch.dtype
+    fingerprint: str
+
+
+def load_model(
+    name_or_path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Model:
+    """A known model, or the one in a weight file or folder. Without `dtype`: float32 if small, else bfloat16.
+
+    Raises UnknownModelError, MissingWeightsError where parts are not on this machine, and WeightsError where a file is
+    damaged, does not fit, or holds NaN or infinity.
+    """
+    entry, path = resolve(name_or_path)
+    parts = find_parts(path, entry.variant if entry else None)
+    require_all(parts, entry)
+    spec = model_spec(parts)
+    device, digest = torch.device(device), hashlib.sha256()
+    dtype = dtype or _default_dtype(spec)
+    components = parts.components
+    assert parts.tokenizer is not None  # `require_all` has seen to it
+    return Model(
+        name=entry.name if entry else path.stem,
+        spec=spec,
+        settings=parts.settings,
+        transformer=load_network(Flux2Transformer, spec.transformer, components["transformer"], device, dtype, digest),
+        text_encoder=load_network(TextEncoder, spec.text_encoder, components["text_encoder"], device, dtype, digest),
+        autoencoder=load_network(Autoencoder, spec.autoencoder, components["autoencoder"], device, dtype, digest),
+        tokenizer=_load_tokenizer(parts.tokenizer, spec.text_encoder.max_tokens),
+        device=device,
+        dtype=dtype,
+        fingerprint=digest.hexdigest()[:16],
+    )
+
+
+def resolve(name_or_path: str | Path) -> tuple[catalog.Entry | None, Path]:
+    """The catalog's entry, if it is a known name, and where its weights are. Known names come before paths."""
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    is_known = name.lower() in [entry.name for entry in catalog.entries()]
+    if not is_known and (path.exists() or len(path.parts) > 1 or path.suffix):
+        return None, path
+    entry = catalog.find(name)
+    located = catalog.locate(entry)
+    if located is None:
+        looked = ", ".join(map(str, catalog.places(entry)))
+        raise MissingWeightsError(
+            f"the weights of {entry.name} are not on this machine; looked in {looked}",
+            f"`kleinbild pull {entry.name}` fetches them" if entry.repo else "install Kleinbild again",
+        )
+    return entry, located
+
+
+def load_network(
+    network: Callable[[Any], Network],
+    spec: Spec,
+    component: Component,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    digest: hashlib._Hash | None = None,
+) -> Network:
+    """One network from its files. `digest`, if given, takes in the weights for the fingerprint."""
+    require_fit(component, spec)
+    shapes, state = expected_shapes(spec), {}
+    with ExitStack() as stack, torch.no_grad():
+        read = _reader(component, stack)
+        for ours, source in sources_of(component, spec).items():
+            tensor = to_ours(source, read)
+            _require_finite(component, ours, tensor)
+            if digest is not None:
+                digest.update(f"{ours} {shapes[ours]}".encode())
+                digest.update(_sample(tensor))
+            state[ours] = tensor.to(device=device, dtype=dtype)
+    with torch.device("meta"):
+        built = network(spec)
+    for name in built.state_dict().keys() - state.keys():  # BatchNorm's counter, which nothing reads
+        state[name] = torch.zeros((), dtype=torch.long)
+    built.load_state_dict(state, assign=True)
+    return built.to(device).requires_grad_(False).eval()
+
+
+def _reader(component: Component, stack: ExitStack) -> Callable[[str], Tensor]:
+    """A function from a tensor's name to the tensor; files stay open until the stack is left."""
+    paths = component.stored.paths
+    if component.stored.container == "gguf":
+        return gguf_reader(paths)
+    try:
+        files = {path: stack.enter_context(safe_open(path, framework="pt")) for path in paths}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{component.place} cannot be read: {error}", "fetch it again") from error
+    return lambda name: files[component.stored.tensors[name].path].get_tensor(name)
+
+
+def _require_finite(component: Component, name: str, tensor: Tensor) -> None:
+    low, high = torch.aminmax(tensor)  # one pass, a tenth of the time of isfinite; NaN wins in both
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        what = "NaN" if torch.isnan(low) else "infinity"
+        raise WeightsError(f"{component.place} holds {what} in {name}: the weights are damaged", "fetch the file again")
+
+
+def _sample(tensor: Tensor) -> bytes:
+    """The tensor's numbers as float32, of a large one some blocks, evenly spaced."""
+    flat = tensor.reshape(-1)
+    if flat.numel() > 4 * SAMPLE_BLOCKS * SAMPLE_LENGTH:
+        starts = torch.linspace(0, flat.numel() - SAMPLE_LENGTH, SAMPLE_BLOCKS, dtype=torch.float64).long().tolist()
+        flat = torch.cat([flat[start : start + SAMPLE_LENGTH] for start in starts])
+    return flat.float().contiguous().numpy().tobytes()
+
+
+def _default_dtype(spec: ModelSpec) -> torch.dtype:
+    parameters = sum(torch.Size(shape).numel() for shape in expected_shapes(spec.transformer).values())
+    return torch.bfloat16 if parameters >= LARGE else torch.float32
+
+
+def _load_tokenizer(folder: Path, max_tokens: int) -> PromptTokenizer:
+    try:
+        return PromptTokenizer(folder, max_tokens)
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        raise WeightsError(f"the tokenizer in {folder} cannot be read: {error}", "fetch it again") from error

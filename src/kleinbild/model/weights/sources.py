@@ -1,0 +1,248 @@
+"""From a path to a model's parts: its three networks' files, its tokenizer and its settings.
+
+A path is a folder that holds everything, or one transformer file. What a lone file lacks is looked for beside it, then
+in a located model of the same family. Files are told apart by content; where two would do, nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kleinbild.core.errors import MissingWeightsError, WeightsError
+from kleinbild.model import catalog
+from kleinbild.model.spec import ModelSpec, TransformerSpec
+from kleinbild.model.weights.components import Component, Kind, recognize
+from kleinbild.model.weights.headers import INDEX_SUFFIX, PICKLE_SUFFIXES, read_header, read_index
+from kleinbild.model.weights.settings import SETTINGS_FILE, Settings, Variant, official, read_settings
+from kleinbild.model.weights.specs import autoencoder_spec, family, text_encoder_spec, transformer_spec
+
+MODEL_INDEX = "model_index.json"
+PIPELINE_FOLDERS = ("transformer", "vae", "text_encoder")
+KINDS: tuple[Kind, ...] = ("transformer", "text_encoder", "autoencoder")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What was found for one model; a part may be absent. `looked_in` are the places searched, for messages."""
+
+    path: Path
+    settings: Settings
+    components: dict[Kind, Component]
+    tokenizer: Path | None
+    looked_in: tuple[Path, ...]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        absent = [kind.replace("_", " ") for kind in KINDS if kind not in self.components]
+        return (*absent, *(() if self.tokenizer else ("tokenizer",)))
+
+
+def find_parts(path: Path, variant: Variant | None = None) -> Parts:
+    """Everything that belongs to the model at `path`. `variant` is what its catalog entry says, if it has one."""
+    if not path.exists():
+        raise MissingWeightsError(f"there is no {path}", "name a weight file, a model folder or a known model")
+    if path.is_dir():
+        return _from_folder(path, variant)
+    return _complete(_from_file(path, variant), variant)
+
+
+def model_spec(parts: Parts) -> ModelSpec:
+    """The spec of a model of which nothing is missing. Raises WeightsError where its networks do not fit together."""
+    settings = parts.settings
+    try:
+        return ModelSpec(
+            transformer=transformer_spec(parts.components["transformer"]),
+            text_encoder=text_encoder_spec(parts.components["text_encoder"], settings),
+            autoencoder=autoencoder_spec(parts.components["autoencoder"], settings),
+            default_steps=settings.default_steps,
+            default_guidance=settings.default_guidance,
+            default_size=settings.default_size,
+            distilled=settings.distilled,
+        )
+    except ValueError as error:
+        files = ", ".join(component.place for component in parts.components.values())
+        what = f"these do not make one model: {error} ({files})"
+        raise WeightsError(what, "take all parts from one model") from error
+
+
+def require_all(parts: Parts, entry: catalog.Entry | None) -> None:
+    """Raises MissingWeightsError naming the absent parts and where they were looked for."""
+    if not parts.missing:
+        return
+    places = ", ".join(map(str, parts.looked_in))
+    hint = f"`kleinbild pull {entry.name}` fetches the rest" if entry else "put the missing parts beside it"
+    raise MissingWeightsError(f"{parts.path} lacks its {_and(parts.missing)}; looked in {places}", hint)
+
+
+def _from_folder(folder: Path, variant: Variant | None) -> Parts:
+    index = _read_json(folder / MODEL_INDEX)
+    if index:  # a pipeline names its folders; single files beside them are the same weights once more
+        places = [folder / name for name in PIPELINE_FOLDERS if (folder / name).is_dir()]
+    else:
+        places = [folder, *_subfolders(folder)]
+    found = [component for place in places for component in _components(place, strict=True)]
+    if not found:
+        raise MissingWeightsError(
+            f"there are no weights in {folder}{_pickles(places)}", "name a folder that holds a model"
+        )
+    settings = _folder_settings(folder, index, variant)
+    return Parts(folder, settings, _choose(found, settings), _tokenizer(folder), (folder,))
+
+
+def _from_file(path: Path, variant: Variant | None) -> Parts:
+    transformer = recognize(read_header(path))
+    if transformer is None or transformer.kind != "transformer":
+        what = transformer.kind.replace("_", " ") if transformer else "something else"
+        raise WeightsError(f"{path} is no transformer but {what}", "name the transformer's file, or the model's folder")
+    folder = path.parent
+    settings = _file_settings(path) or official(variant or variant_by_name(path))
+    found = [c for place in (folder, *_subfolders(folder)) for c in _components(place, strict=False)]
+    beside = [component for component in found if component.kind != "transformer"]
+    components = _choose([transformer, *beside], settings)
+    return Parts(path, settings, components, _tokenizer(folder), (folder,))
+
+
+def _complete(parts: Parts, variant: Variant | None) -> Parts:
+    """Adds what a lone file lacks from a located model of its family, the same variant first."""
+    if not parts.missing:
+        return parts
+    spec = transformer_spec(parts.components["transformer"])
+    wanted = variant or variant_by_name(parts.path)
+    own = [entry for entry in catalog.entries() if entry.family == (family(spec) or "nano")]
+    for entry in sorted(own, key=lambda entry: entry.variant != wanted):
+        located = catalog.locate(entry)
+        parts = replace(parts, looked_in=(*parts.looked_in, located or catalog.places(entry)[0]))
+        if located is None or located == parts.path:
+            continue
+        theirs = _from_folder(located, entry.variant) if located.is_dir() else _from_file(located, entry.variant)
+        if theirs.missing or not _fits_together(spec, theirs):
+            continue
+        settings = _file_settings(parts.path) or _adopted(theirs.settings, wanted)
+        components = {**theirs.components, **parts.components}
+        return replace(parts, settings=settings, components=components, tokenizer=parts.tokenizer or theirs.tokenizer)
+    return parts
+
+
+def _adopted(theirs: Settings, wanted: Variant) -> Settings:
+    """A neighbour's settings for another variant of the family: what it runs on is shared, how it is run is not."""
+    if theirs.variant == wanted:
+        return theirs
+    ours = official(wanted)
+    return replace(
+        theirs,
+        default_steps=ours.default_steps,
+        default_guidance=ours.default_guidance,
+        distilled=ours.distilled,
+        reference_caching=ours.reference_caching,
+    )
+
+
+def _fits_together(spec: TransformerSpec, theirs: Parts) -> bool:
+    other = transformer_spec(theirs.components["transformer"])
+    return (spec.context_size, spec.in_channels) == (other.context_size, other.in_channels)
+
+
+def _components(folder: Path, *, strict: bool) -> Iterator[Component]:
+    """The networks whose files lie in `folder`, shards with an index as one; not strict: damaged files do not count."""
+    shards: set[Path] = set()
+    for path in sorted([*folder.glob(f"*{INDEX_SUFFIX}"), *folder.glob("*.safetensors"), *folder.glob("*.gguf")]):
+        is_index = path.name.endswith(INDEX_SUFFIX)
+        if path in shards:
+            continue
+        try:
+            stored = read_index(path) if is_index else read_header(path)
+        except WeightsError:
+            if strict:
+                raise
+            continue
+        shards.update(stored.paths if is_index else ())
+        if component := recognize(stored):
+            yield component
+
+
+def _choose(found: list[Component], settings: Settings) -> dict[Kind, Component]:
+    """One component of each kind. Where several would do, those that fit the transformer; raises if still several."""
+    chosen: dict[Kind, Component] = {}
+    for kind in KINDS:
+        candidates = [component for component in found if component.kind == kind]
+        if len(candidates) > 1 and "transformer" in chosen:
+            spec = transformer_spec(chosen["transformer"])
+            candidates = [c for c in candidates if _serves(c, spec, settings)] or candidates
+        if len(candidates) > 1:
+            names = ", ".join(component.place for component in candidates)
+            raise WeightsError(
+                f"there is more than one {kind.replace('_', ' ')}: {names}",
+                "name one file, or keep each model in a folder of its own",
+            )
+        if candidates:
+            chosen[kind] = candidates[0]
+    return chosen
+
+
+def _serves(component: Component, spec: TransformerSpec, settings: Settings) -> bool:
+    if component.kind == "text_encoder":
+        return text_encoder_spec(component, settings).context_size == spec.context_size
+    return autoencoder_spec(component, settings).packed_channels == spec.in_channels
+
+
+def _folder_settings(folder: Path, index: dict[str, Any], variant: Variant | None) -> Settings:
+    if (folder / SETTINGS_FILE).is_file():
+        return read_settings(folder / SETTINGS_FILE)
+    settings = official(_variant_by_index(index) or variant or variant_by_name(folder))
+    groups = _read_json(folder / "vae" / "config.json").get("norm_num_groups", settings.num_groups)
+    return replace(settings, num_groups=int(groups))
+
+
+def _file_settings(path: Path) -> Settings | None:
+    """`NAME.json` beside `NAME.safetensors`, if it is settings, else the folder's."""
+    own = path.with_suffix(".json")
+    if "text_layers" in _read_json(own):  # other programs leave files of this name, too
+        return read_settings(own)
+    of_folder = path.parent / SETTINGS_FILE
+    return read_settings(of_folder) if of_folder.is_file() else None
+
+
+def _variant_by_index(index: dict[str, Any]) -> Variant | None:
+    if index.get("_class_name") == "Flux2KleinKVPipeline":
+        return "kv"
+    distilled = index.get("is_distilled")
+    return ("distilled" if distilled else "base") if isinstance(distilled, bool) else None
+
+
+def variant_by_name(path: Path) -> Variant:
+    """The last resort: distilled, base and kv weights have the same names and shapes, only the file's name tells."""
+    words = path.stem.lower().replace("_", "-").split("-")
+    return "base" if "base" in words else "kv" if "kv" in words else "distilled"
+
+
+def _tokenizer(folder: Path) -> Path | None:
+    for place in (folder / "tokenizer", folder, *_subfolders(folder)):
+        if (place / "tokenizer.json").is_file() and (place / "tokenizer_config.json").is_file():
+            return place
+    return None
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _pickles(folders: list[Path]) -> str:
+    names = [path.name for folder in folders for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES]
+    return f" (pickles, such as {names[0]}, can run code and are never opened)" if names else ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The table in a file, empty where there is none or it is something else."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _and(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
