@@ -35,7 +35,9 @@ def check(prompt: str, num_references: int) -> None:
             "give two: kleinbild edit PROMPT -i ONE -i TWO",
         )
     if num_references == 0 and EDIT_WORDS.intersection(words[:1]):
-        raise PromptError(f'"{prompt.strip()}" changes a picture, but none was given', "give one: kleinbild edit PROMPT -i PICTURE")
+        raise PromptError(
+            f'"{prompt.strip()}" changes a picture, but none was given', "give one: kleinbild edit PROMPT -i PICTURE"
+        )
     kinds = {NOUN_BY_NAME[name].code for name in known if name in NOUN_BY_NAME}
     if num_references == 0 and len(kinds) > MAX_KINDS:
         raise PromptError(

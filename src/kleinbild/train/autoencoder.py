@@ -65,9 +65,7 @@ def random_scenes(generator: np.random.Generator, count: int, side: int) -> Tens
     pictures = np.stack([_random_scene(generator, codes) for _ in range(count)])
     if side < SIDE:
         offsets = generator.integers(0, (SIDE - side) // 2 + 1, (count, 2)) * 2
-        pictures = np.stack(
-            [p[y : y + side, x : x + side] for p, (y, x) in zip(pictures, offsets, strict=True)]
-        )
+        pictures = np.stack([p[y : y + side, x : x + side] for p, (y, x) in zip(pictures, offsets, strict=True)])
     return to_tensor(pictures)
 
 
@@ -130,7 +128,8 @@ def train(out: Path, minutes: float, seed: int = 0, device: str = "cpu") -> None
     torch.manual_seed(seed)
     model = Autoencoder(NANO.autoencoder)
     initialize(model)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's types
+    model.to(device)
     kernels = [p for p in model.parameters() if p.ndim == 4 and min(p.shape[:2]) > 3]
     others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
     optimizers = [Muon(kernels, lr=0.015), torch.optim.Adam(others, lr=2e-3, betas=(0.9, 0.98))]

@@ -6,7 +6,6 @@ with `weights_only`, so a checkpoint cannot execute anything.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
@@ -36,4 +35,5 @@ def load_autoencoder(path: Path, spec: AutoencoderSpec, device: torch.device) ->
     """The trained autoencoder, frozen."""
     autoencoder = Autoencoder(spec)
     autoencoder.load_state_dict(load_file(path))
-    return autoencoder.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's types
+    return autoencoder.to(device).eval().requires_grad_(False)

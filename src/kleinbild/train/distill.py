@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -39,7 +40,7 @@ def trajectory_step(run: Run, batch: Batch, noise_BNC: Tensor, factor: float) ->
     with torch.no_grad(), torch.autocast(noise_BNC.device.type, torch.bfloat16):
         context_BLX = run.flow.context(batch)
     at_BNC, total = noise_BNC, noise_BNC.new_zeros(())
-    for now, then in zip(schedule[:-1], schedule[1:], strict=True):
+    for now, then in pairwise(schedule):
         times_B = torch.full((len(at_BNC),), now, device=at_BNC.device)
         with torch.autocast(at_BNC.device.type, torch.bfloat16):
             velocity = run.flow.velocity(at_BNC, times_B, batch, context_BLX)

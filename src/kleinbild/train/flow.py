@@ -70,7 +70,8 @@ class Flow(nn.Module):
         packing = _packing(size, context_BLX.shape[1], num_references, self.transformer.spec, str(noisy_BNC.device))
         rows = torch.cat((noisy_BNC, batch.references_BKC), dim=1).flatten(0, 1)
         out: Tensor = self.transformer(rows, context_BLX.flatten(0, 1), times_B, packing)
-        return out.unflatten(0, (size, -1))[:, :num_image].float()
+        of_images: Tensor = out.unflatten(0, (size, -1))[:, :num_image]
+        return of_images.float()
 
 
 @lru_cache(maxsize=16)
@@ -143,7 +144,7 @@ def update(run: Run, loss: Tensor, factor: float, ema_decay: float = EMA_DECAY) 
         optimizer.zero_grad()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
-    loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+    loss.backward()
     nn.utils.clip_grad_norm_(run.flow.parameters(), 1.0)
     for optimizer in run.optimizers:
         optimizer.step()
@@ -162,7 +163,9 @@ def draw_times(count: int, generator: torch.Generator) -> Tensor:
     return torch.sigmoid(TIME_MEAN + TIME_SPREAD * torch.randn(count, generator=generator))
 
 
-def pools(autoencoder: Autoencoder, seed: int, first_step: int, device: torch.device, num_scenes: int) -> Iterator[Pool]:
+def pools(
+    autoencoder: Autoencoder, seed: int, first_step: int, device: torch.device, num_scenes: int
+) -> Iterator[Pool]:
     """One pool for each stretch of `STEPS_A_POOL` steps."""
     number = first_step // STEPS_A_POOL
     while True:

@@ -32,8 +32,8 @@ def orthogonalize(x_NRC: Tensor) -> Tensor:
         step = a * identity + b * gram + c * (gram @ gram)
         total = step @ total
         gram = step @ gram @ step
-    x = total @ x
-    return x.mT if transposed else x
+    out: Tensor = total @ x
+    return out.mT if transposed else out
 
 
 class Muon(Optimizer):
@@ -45,7 +45,7 @@ class Muon(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure is ever used here
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002  # no closure is ever used
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:

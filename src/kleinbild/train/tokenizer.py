@@ -20,9 +20,7 @@ from kleinbild.nano.specs import NANO
 
 NUM_SENTENCES = 40_000
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['content'] + '<|im_end|>' }}{% endfor %}"
-)
+CHAT_TEMPLATE = "{% for message in messages %}{{ '<|im_start|>' + message['content'] + '<|im_end|>' }}{% endfor %}"
 
 
 def train_tokenizer(seed: int = 0) -> Tokenizer:

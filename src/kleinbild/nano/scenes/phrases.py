@@ -28,8 +28,14 @@ def on_background(background: str, random: Random) -> str:
     """The end of a sentence that says where: `on a mint background`, `, at the beach`."""
     names = BACKGROUND_BY_NAME[background].names
     name = random.choice(names)
+    forms: tuple[str, ...]
     if name in SOLID_NAMES:
-        forms = (f" on {article(name)} background", f" on {name}", f", {name} background", f" on a plain {name} background")
+        forms = (
+            f" on {article(name)} background",
+            f" on {name}",
+            f", {name} background",
+            f" on a plain {name} background",
+        )
     elif name == "snow":
         forms = (" in the snow", ", snow background")
     else:
@@ -50,7 +56,7 @@ def one_object(noun: Noun, place: tuple[int, int], background: str, random: Rand
         return lead(random) + thing + random.choice(("", "", "", " in the middle", " in the center")) + ground
     if place in SIDES:
         side = SIDES[place]
-        forms = (f"{thing} on the {side}",) if side in ("left", "right") else (f"{thing} at the {side}",)
+        forms: tuple[str, ...] = (f"{thing} on the {side}",) if side in ("left", "right") else (f"{thing} at the {side}",)
     else:
         corner = CORNERS[place]
         forms = (f"{thing} in the {corner}", f"{thing} in the {corner} corner")
@@ -60,6 +66,7 @@ def one_object(noun: Noun, place: tuple[int, int], background: str, random: Rand
 def two_objects(first: Noun, second: Noun, side_by_side: bool, background: str, random: Random) -> str:
     """`first` is left of, or above, `second`."""
     a, b = a_noun(first, random), a_noun(second, random)
+    forms: tuple[str, ...]
     if side_by_side:
         forms = (
             f"{a} to the left of {b}", f"{a} left of {b}", f"{b} to the right of {a}", f"{b} right of {a}",
@@ -128,8 +135,9 @@ def object_into_scene(place: tuple[int, int], random: Random) -> str:
             f"add the object of image 1 to image 2 {where}",
             f"put the object of image 1 into image 2 {where}",
             f"place the object from image 1 into image 2 {where}",
-            f"insert the object from image 1 {where} of image 2" if place in CORNERS else
-            f"insert the object from image 1 into image 2 {where}",
+            f"insert the object from image 1 {where} of image 2"
+            if place in CORNERS
+            else f"insert the object from image 1 into image 2 {where}",
         )
     )
 
