@@ -113,11 +113,11 @@ def load_network(
 ) -> Network:
     """One network from its files. `digest`, if given, takes in the weights for the fingerprint."""
     require_fit(component, spec)
-    shapes, state = expected_shapes(spec), {}
+    shapes, sources, state = expected_shapes(spec), sources_of(component, spec), {}
     with ExitStack() as stack, torch.no_grad():
         read = _reader(component, stack)
-        for ours, source in sources_of(component, spec).items():
-            tensor = to_ours(source, read)
+        for ours in shapes:  # in this order in every layout, for the fingerprint
+            tensor = to_ours(sources[ours], read)
             _require_finite(component, ours, tensor)
             if digest is not None:
                 digest.update(f"{ours} {shapes[ours]}".encode())
