@@ -105,7 +105,9 @@ def write_tokenizer(folder: Path) -> Path:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = [AddedToken(token, special=True, normalized=False) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")]
+    special = [
+        AddedToken(token, special=True, normalized=False) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    ]
     trainer = trainers.BpeTrainer(
         vocab_size=SPEC.text_encoder.vocab_size,
         special_tokens=special,
@@ -128,7 +130,9 @@ def write_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def write_model(folder: Path, name: str = "tiny", settings: Settings = SETTINGS, dtype: torch.dtype = torch.float32) -> Path:
+def write_model(
+    folder: Path, name: str = "tiny", settings: Settings = SETTINGS, dtype: torch.dtype = torch.float32
+) -> Path:
     """All parts in the way that nano is packaged: a transformer file, its settings, and the shared parts beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     for file, network in ((name, transformer()), ("text_encoder", text_encoder()), ("autoencoder", autoencoder())):

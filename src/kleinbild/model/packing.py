@@ -97,8 +97,10 @@ def pack(
 ) -> Packing:
     """Lays out requests. With mode "stored" the references' keys and values come from a cache, not from rows."""
     in_rows = [replace_references(segment) if mode == "stored" else segment for segment in segments]
-    shapes = [(s.num_text, s.num_image, s.num_references) for s in in_rows]
-    runs = tuple(Run(len(list(group)), *shape) for shape, group in groupby(shapes))
+    # Grouped with their references even where these have no rows: a run's requests share one cache entry.
+    shapes = [(s.num_text, s.num_image, s.num_references) for s in segments]
+    groups = [(len(list(group)), shape) for shape, group in groupby(shapes)]
+    runs = tuple(Run(count, *shape[:2], 0 if mode == "stored" else shape[2]) for count, shape in groups)
     text = [text_ids(segment.num_text) for segment in in_rows]
     stream = [_stream_ids(segment) for segment in in_rows]
     joint = [part for pair in zip(text, stream, strict=True) for part in pair]
@@ -121,9 +123,9 @@ def pack(
         text_rotations=turn(text),
         stream_rotations=turn(stream),
         joint_rotations=turn(joint),
-        text_source=_source(text_rows, device),
-        stream_source=_source(stream_rows, device),
-        joint_source=_source(joint_rows, device),
+        text_source=_source(text_rows, device, one_more=still is not None),
+        stream_source=_source(stream_rows, device, one_more=still is not None),
+        joint_source=_source(joint_rows, device, one_more=still is not None),
     )
 
 
@@ -137,9 +139,10 @@ def _stream_ids(segment: Segment) -> Tensor:
     return torch.cat([image_ids(*segment.image), *references])
 
 
-def _source(rows: list[list[int]], device: torch.device | str) -> RowSource:
+def _source(rows: list[list[int]], device: torch.device | str, *, one_more: bool) -> RowSource:
+    """`one_more`: there is a time vector beyond those of the requests, so that rows have to be told which is theirs."""
     lengths = {len(own) for own in rows}
-    pure = all(set(own) <= {r} for r, own in enumerate(rows))
+    pure = not one_more and all(set(own) <= {r} for r, own in enumerate(rows))
     if pure and len(rows) == 1:
         return RowSource(None)
     if pure and len(lengths) == 1:

@@ -45,7 +45,7 @@ class TextEncoder(nn.Module):
         # Its frequencies are computed, not stored in files: they must exist even when the rest is built on meta.
         with torch.device("cpu"):
             self.model.rotary_emb = Qwen3RotaryEmbedding(self.model.config)
-        self.model.norm = nn.Identity()  # states are taken raw; the final norm belongs to the part cut off
+        self.model.add_module("norm", nn.Identity())  # states are taken raw; the final norm belongs to the part cut off
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Ids and mask (1: token, 0: padding) to the context (B, L, X)."""

@@ -8,7 +8,6 @@ name and moved when it is whole.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -56,7 +55,7 @@ def export_diffusers(model_name: str, folder: Path, *, dtype: torch.dtype | None
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             written = Path(temporary) / "model"
             _write(model, entry, tokenizer, written)
-            os.replace(written, folder)
+            written.replace(folder)
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}", "name another folder") from error
     return folder
@@ -116,7 +115,7 @@ def _write(model: Model, entry: catalog.Entry | None, tokenizer: Path, folder: P
     autoencoder["bn.num_batches_tracked"] = torch.zeros((), dtype=torch.long)
     _write_network(folder / "vae", "AutoencoderKLFlux2", autoencoder_config(spec.autoencoder), autoencoder)
     _write_text_encoder(folder / "text_encoder", model.text_encoder)
-    shutil.copytree(tokenizer, folder / "tokenizer", ignore=lambda _, names: [n for n in names if n.endswith(".safetensors")])
+    shutil.copytree(tokenizer, folder / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     _write_json(folder / MODEL_INDEX, _model_index(model, tokenizer))
@@ -158,10 +157,10 @@ def _model_index(model: Model, tokenizer: Path) -> dict[str, Any]:
 
 def _readme(model: Model, entry: catalog.Entry | None) -> str:
     settings = model.settings
-    licence = f"Licence of the weights: {entry.licence}, {entry.licence_url}" if entry else "The licence is that of the source."
+    licence = f"{entry.licence}, {entry.licence_url}" if entry else "that of the source"
     return f"""# {model.name}, as a diffusers folder
 
-Written by Kleinbild {__version__}. {licence}
+Written by Kleinbild {__version__}. Licence of the weights: {licence}.
 
 ```python
 import torch

@@ -50,8 +50,10 @@ class Settings:
         return {**asdict(self), "text_layers": list(self.text_layers)}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Settings:
+    def from_json(cls, values: Any) -> Settings:
         """Raises ValueError for an unknown key or a value of another type; keys that are absent keep the default."""
+        if not isinstance(values, dict):
+            raise ValueError("not a table of settings")
         known = {field.name: getattr(cls(), field.name) for field in fields(cls)}
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"unknown {', '.join(unknown)}; known are {', '.join(known)}")
@@ -73,10 +75,7 @@ def official(variant: Variant) -> Settings:
 def read_settings(path: Path) -> Settings:
     """The settings in the file `path`. Raises WeightsError where it is not such a file."""
     try:
-        values = json.loads(path.read_text("utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("not a table of settings")
-        return Settings.from_json(values)
+        return Settings.from_json(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: {error}", "correct the file, or remove it to use the official defaults") from error
 
