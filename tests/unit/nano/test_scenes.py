@@ -1,0 +1,109 @@
+"""nano's world: what is asked, what is drawn, and that the oracle tells right from wrong."""
+
+from __future__ import annotations
+
+from itertools import islice
+from random import Random
+
+import numpy as np
+import pytest
+
+from kleinbild.nano import words
+from kleinbild.nano.scenes.lexicon import BACKGROUNDS, NOUNS, UNSEEN
+from kleinbild.nano.scenes.oracle import judge
+from kleinbild.nano.scenes.render import Placed, Scene, render
+from kleinbild.nano.scenes.sprites import sprites
+from kleinbild.nano.scenes.tasks import COUNTS, Draw, Sample, is_held_out, samples
+
+NAMED = tuple(noun.code for noun in NOUNS)
+
+
+def some(count: int, *, evaluation: bool = False, codes: tuple[str, ...] = NAMED) -> list[Sample]:
+    return list(islice(samples(Draw(Random(5), evaluation=evaluation, codes=codes)), count))
+
+
+def test_the_world_is_as_large_as_promised() -> None:
+    assert len(NOUNS) >= 64
+    assert len(BACKGROUNDS) >= 24
+    assert not set(UNSEEN) & set(NAMED)
+    assert {*NAMED, *UNSEEN} <= set(sprites())
+
+
+def test_training_never_shows_what_evaluation_asks_for() -> None:
+    assert not any(is_held_out(sample) for sample in some(4000))
+    asked = some(2000, evaluation=True)
+    assert {sample.task for sample in asked if is_held_out(sample)} == {sample.task for sample in asked}
+
+
+def test_every_task_is_drawn() -> None:
+    tasks = [sample.task for sample in some(3000)]
+    assert all(tasks.count(task) > 100 for task in set(tasks))
+    assert len(set(tasks)) == 9
+
+
+def test_edits_change_only_what_they_say() -> None:
+    for sample in some(2000):
+        if sample.task == "background":
+            assert sample.target.placed == sample.references[0].placed
+        if sample.task in ("remove", "add", "replace"):
+            assert sample.target.background == sample.references[0].background
+        if sample.task == "object on background":
+            first, second = sample.references
+            assert sample.target == Scene(second.background, first.placed)
+        if sample.task == "object into scene":
+            assert set(sample.references[1].placed) < set(sample.target.placed)
+
+
+def test_objects_never_overlap() -> None:
+    for sample in some(1000):
+        boxes = [item.box for item in sample.target.placed]
+        for i, (left, top, right, bottom) in enumerate(boxes):
+            for other in boxes[i + 1 :]:
+                assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+
+
+def test_the_oracle_accepts_the_truth() -> None:
+    for sample in some(60):
+        verdict = judge(render(sample.target), sample.target)
+        assert verdict.all_right
+        assert verdict.box_psnr > 60
+
+
+def test_the_oracle_accepts_a_soft_and_noisy_picture() -> None:
+    random = np.random.default_rng(0)
+    for sample in some(20):
+        noisy = render(sample.target).astype(np.float32) + random.normal(0, 12, (128, 128, 3))
+        assert judge(noisy.clip(0, 255).astype(np.uint8), sample.target).all_right
+
+
+FOX, CAT = NAMED[:2]
+
+
+@pytest.mark.parametrize(
+    ("shown", "wrong"),
+    [
+        (Scene("mint", (Placed(CAT, 2, 2),)), "objects_right"),
+        (Scene("mint"), "objects_right"),
+        (Scene("mint", (Placed(FOX, 2, 0),)), "objects_right"),
+        (Scene("teal", (Placed(FOX, 2, 2),)), "background_right"),
+        (Scene("mint", (Placed(FOX, 2, 2), Placed(CAT, 0, -2))), "clean"),
+    ],
+    ids=["another thing", "nothing", "another place", "another background", "a thing too many"],
+)
+def test_the_oracle_refuses(shown: Scene, wrong: str) -> None:
+    verdict = judge(render(shown), Scene("mint", (Placed(FOX, 2, 2),)))
+    assert not getattr(verdict, wrong)
+    assert not verdict.all_right
+
+
+def test_the_oracle_counts() -> None:
+    four = Scene("blue", tuple(Placed(FOX, *place) for place in COUNTS[4]))
+    three = Scene("blue", four.placed[:3])
+    assert not judge(render(three), four).all_right
+    assert not judge(render(four), three).all_right
+
+
+def test_every_wording_is_understood() -> None:
+    random = Random(3)
+    for sample in some(6000, codes=(*NAMED, *UNSEEN)):
+        words.check(sample.wording(random), len(sample.references))

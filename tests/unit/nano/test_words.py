@@ -1,0 +1,46 @@
+"""nano says which words it does not know, lists what it knows and names the model that knows more."""
+
+from __future__ import annotations
+
+import pytest
+
+from kleinbild.core.errors import PromptError
+from kleinbild.nano import words
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["a fox on a mint background", "A FOX, on mint!", "Two foxes in the snow.", "a soccer ball and a teddy bear, night sky"],
+)
+def test_its_own_words_in_any_case_and_punctuation(prompt: str) -> None:
+    words.check(prompt, 0)
+
+
+def test_unknown_words_are_named_once_and_the_known_ones_listed() -> None:
+    with pytest.raises(PromptError) as caught:
+        words.check("a spaceship, a dragon and a spaceship on Mars", 0)
+    assert caught.value.message == 'nano does not know "spaceship", "dragon", "mars"'
+    assert "fox" in caught.value.hint
+    assert "aurora gradient" in caught.value.hint
+    assert "kleinbild pull klein-4b" in caught.value.hint
+
+
+def test_half_of_a_name_is_not_a_name() -> None:
+    with pytest.raises(PromptError, match="ball"):
+        words.check("a ball on blue", 0)
+
+
+def test_an_edit_needs_a_picture() -> None:
+    with pytest.raises(PromptError, match="none was given"):
+        words.check("remove the fox", 0)
+    words.check("remove the fox", 1)
+
+
+def test_image_2_needs_two_pictures() -> None:
+    with pytest.raises(PromptError, match="image 2"):
+        words.check("put the object of image 1 on the background of image 2", 1)
+
+
+def test_three_different_things_are_too_many() -> None:
+    with pytest.raises(PromptError, match="at most 2 different things, the prompt names 3"):
+        words.check("a fox, a cat and a dog", 0)
