@@ -1,0 +1,139 @@
+"""The Python face: `kleinbild.generate` and `kleinbild.edit`.
+
+Arguments are read and checked before a model is loaded. Loaded engines are kept, so that the second picture is fast.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageOps
+
+from kleinbild.core.errors import SizeError
+from kleinbild.core.requests import PictureRequest
+from kleinbild.core.sizes import Size, parse_aspect, parse_size
+from kleinbild.engine.picture import Picture, read_record
+from kleinbild.engine.references import read_file
+
+if TYPE_CHECKING:
+    from kleinbild.engine.runtime import Engine
+
+Reference = str | os.PathLike[str] | bytes | Image.Image | Picture
+"""A picture to start from: a file's path or its bytes, a Pillow image, or a picture made here."""
+
+KEPT_ENGINES = 2
+_engines: OrderedDict[tuple[str, str | None, str | None], Engine] = OrderedDict()
+_engines_lock = threading.Lock()
+
+
+def generate(
+    prompt: str,
+    *,
+    model: str = "nano",
+    size: str | tuple[int, int] | Size | None = None,
+    aspect: str | None = None,
+    seed: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Picture:
+    """A picture of `prompt`. `size` is "128x96" or (128, 96), `aspect` "3:2" at the model's own area.
+
+    What is left out follows from the model; without a seed one is drawn, and the picture tells it. Raises
+    `KleinbildError` in one of its kinds, with `message` and `hint`.
+    """
+    request = PictureRequest(prompt, model, _size(size), _aspect(aspect), seed, steps, guidance)
+    return engine(model, device, dtype).generate(request)
+
+
+def edit(
+    prompt: str,
+    images: Reference | Sequence[Reference],
+    *,
+    model: str = "nano",
+    size: str | tuple[int, int] | Size | None = None,
+    aspect: str | None = None,
+    seed: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Picture:
+    """A picture of `prompt` that starts from one or several `images`; the prompt counts them "image 1", "image 2", ….
+
+    Without a size it gets the first image's. The rest is as for `generate`.
+    """
+    names, files = _files(images)
+    request = PictureRequest(prompt, model, _size(size), _aspect(aspect), seed, steps, guidance, files, names)
+    return engine(model, device, dtype).generate(request)
+
+
+def replay(picture: str | os.PathLike[str] | bytes, images: Reference | Sequence[Reference] = ()) -> Picture:
+    """The picture inside the file `picture` once more, to the pixel; `images` are the very files that it started from."""
+    record = read_record(picture)
+    _, files = _files(images)
+    return engine(record.model, record.device, record.dtype).replay(record, files)
+
+
+def engine(model: str, device: str | None = None, dtype: str | None = None) -> Engine:
+    """The engine that `generate` and `edit` use: loaded at the first call, the last two are kept."""
+    from kleinbild.engine.runtime import Engine  # torch: only now, when every argument has been read
+
+    key = (model, device, dtype)
+    with _engines_lock:
+        if key not in _engines:
+            _engines[key] = Engine(model, device=device, dtype=dtype)
+            while len(_engines) > KEPT_ENGINES:
+                _engines.popitem(last=False)
+        _engines.move_to_end(key)
+        return _engines[key]
+
+
+def _size(size: str | tuple[int, int] | Size | None) -> Size | None:
+    if size is None or isinstance(size, Size):
+        return size
+    if isinstance(size, str):
+        return parse_size(size)
+    if len(size) != 2 or not all(type(side) is int for side in size):
+        raise SizeError(f"{size!r} is not a size", "give (width, height) in pixels, for example (128, 96)")
+    return Size(*size)
+
+
+def _aspect(aspect: str | None) -> float | None:
+    return None if aspect is None else parse_aspect(aspect)
+
+
+def _files(images: Reference | Sequence[Reference]) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
+    """The names and the bytes of one or several pictures."""
+    if isinstance(images, str | os.PathLike | bytes | Image.Image | Picture):
+        images = [images]
+    read = [_read(image) for image in images]
+    return tuple(name for name, _ in read), tuple(file for _, file in read)
+
+
+def _read(image: Reference) -> tuple[str, bytes]:
+    """The file name, if there is one, and the bytes of an encoded picture."""
+    if isinstance(image, bytes):
+        return "", image
+    if isinstance(image, Picture):
+        return "", image.to_bytes("png")
+    if isinstance(image, Image.Image):
+        return "", _encode(image)
+    return Path(image).name, read_file(image)
+
+
+def _encode(image: Image.Image) -> bytes:
+    """A Pillow image as a file that keeps every pixel; what PNG cannot hold becomes RGB."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        upright = upright.convert("RGB")
+    buffer = io.BytesIO()
+    upright.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,74 @@
+"""What is asked for: one picture, in a frozen value.
+
+Only what no model knows better is checked here; the engine checks the rest against the model's settings when it
+prepares the request (`kleinbild.engine.prepare`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kleinbild.core.errors import PictureError
+from kleinbild.core.metadata import Record
+from kleinbild.core.sizes import Size
+
+MAX_SEED = 2**63 - 1
+MAX_STEPS = 200
+MAX_GUIDANCE = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRequest:
+    """One picture. What is None follows from the model: its steps, guidance and size, or a seed drawn at random.
+
+    `aspect` is width over height at the model's own area; it and `size` exclude each other. `references` are encoded
+    picture files (PNG, JPEG, …) in the order in which the prompt counts them; `reference_names`, if given, their file
+    names, which go into the record and nowhere else.
+    """
+
+    prompt: str
+    model: str = "nano"
+    size: Size | None = None
+    aspect: float | None = None
+    seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    references: tuple[bytes, ...] = ()
+    reference_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.reference_names and len(self.reference_names) != len(self.references):
+            raise ValueError(f"{len(self.reference_names)} reference_names for {len(self.references)} references")
+
+
+def digest(file: bytes) -> str:
+    """What identifies a reference in a record: the SHA-256 of its file, in hex."""
+    return hashlib.sha256(file).hexdigest()
+
+
+def replay_request(record: Record, references: Sequence[bytes] = ()) -> PictureRequest:
+    """The request that a picture was made from. Raises PictureError if `references` are not the files used then."""
+    if len(references) != len(record.references):
+        names = ", ".join(reference.name or "unnamed" for reference in record.references) or "none"
+        raise PictureError(
+            f"the picture was made from {len(record.references)} reference pictures, {len(references)} were given",
+            f"give these files again, in this order: {names}",
+        )
+    for number, (file, known) in enumerate(zip(references, record.references, strict=True), start=1):
+        if digest(file) != known.sha256:
+            raise PictureError(
+                f"reference {number} is not the file used then ({known.name or 'unnamed'}, sha256 {known.sha256[:12]}…)",
+                "give the very same file; one that was saved again has other bytes",
+            )
+    return PictureRequest(
+        prompt=record.prompt,
+        model=record.model,
+        size=record.size,
+        seed=record.seed,
+        steps=record.steps,
+        guidance=record.guidance,
+        references=tuple(references),
+        reference_names=tuple(reference.name for reference in record.references),
+    )

@@ -1,0 +1,55 @@
+"""The end of the recipe: latents to pixels, pixels to a picture with its record.
+
+Shape suffixes: B batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kleinbild import __version__
+from kleinbild.core.errors import KleinbildError
+from kleinbild.core.metadata import Record, ReferenceRecord
+from kleinbild.core.requests import digest
+from kleinbild.engine.latents import Sequence
+from kleinbild.engine.prepare import Prepared
+from kleinbild.model.weights import Model
+
+
+def decode(model: Model, sequence: Sequence) -> Tensor:
+    """A finished sequence to pixels (1, 3, H, W), float32, about [-1, 1]. Each picture is decoded alone."""
+    return model.autoencoder.decode(sequence.grid.to(model.dtype)).float()
+
+
+def to_image(pixels_BCHW: Tensor) -> Image.Image:
+    """Pixels of one picture, clipped to [-1, 1] and rounded to 8 bits. Raises KleinbildError if any is not a number."""
+    if not torch.isfinite(pixels_BCHW).all():
+        raise KleinbildError(
+            "the model computed something that is not a picture (NaN or infinite pixels)",
+            "check the weights with `kleinbild models check`, or compute in float32",
+        )
+    levels_BCHW = ((pixels_BCHW / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels_BCHW[0].permute(1, 2, 0).cpu().contiguous().numpy())
+
+
+def record(model: Model, prepared: Prepared) -> Record:
+    """What goes into the file, so that the same picture can be made again."""
+    request = prepared.request
+    names = request.reference_names or ("",) * len(request.references)
+    return Record(
+        version=__version__,
+        model=model.name,
+        fingerprint=model.fingerprint,
+        prompt=request.prompt,
+        seed=prepared.seed,
+        steps=prepared.steps,
+        guidance=prepared.guidance,
+        size=prepared.size,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=model.device.type,
+        references=tuple(
+            ReferenceRecord(name, digest(file)) for name, file in zip(names, request.references, strict=True)
+        ),
+    )

@@ -1,0 +1,85 @@
+"""Where each picture starts: noise from its seed, its times, and its tokens laid out for the transformer.
+
+A seed means the same noise everywhere: what `torch.randn((1, C, r, c))` draws from a CPU generator in float32,
+whatever device the model runs on and whatever else is made in the same pass.
+
+Shape suffixes: N tokens of the picture, K tokens of its references, C channels, L text tokens, X context width,
+r c rows and columns of tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kleinbild.core.sizes import Size
+from kleinbild.engine.encode import Context
+from kleinbild.engine.prepare import Prepared
+from kleinbild.model.packing import Segment
+from kleinbild.model.schedule import times
+from kleinbild.model.weights import Model
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One picture on its way from noise to latent. `step` counts the steps done; `latent_NC` stays in float32."""
+
+    context: Context
+    references_KC: Tensor
+    segment: Segment
+    times: tuple[float, ...]
+    guidance: float
+    latent_NC: Tensor
+    step: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.times) - 1
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.num_steps
+
+    @property
+    def time(self) -> float:
+        return self.times[self.step]
+
+    @property
+    def grid(self) -> Tensor:
+        """The latent (1, C, r, c), as the autoencoder takes it."""
+        return self.latent_NC.t().reshape(1, -1, *self.segment.image)
+
+    def advance(self, velocity_NC: Tensor) -> None:
+        """One Euler step along `velocity_NC` to the next time."""
+        self.latent_NC = self.latent_NC + (self.times[self.step + 1] - self.time) * velocity_NC.float()
+        self.step += 1
+
+
+def start(model: Model, prepared: Prepared, context: Context, references: tuple[Tensor, ...]) -> Sequence:
+    """The sequence of one request before its first step."""
+    noise_1Crc = noise(model, prepared.size, prepared.seed)
+    rows, columns = noise_1Crc.shape[2:]
+    shapes = tuple((reference.shape[2], reference.shape[3]) for reference in references)
+    no_references = noise_1Crc.new_zeros(0, noise_1Crc.shape[1], dtype=model.dtype, device=model.device)
+    return Sequence(
+        context=context,
+        references_KC=torch.cat([no_references, *(to_tokens(reference) for reference in references)]),
+        segment=Segment(context.prompt_LX.shape[0], (rows, columns), shapes),
+        times=times(rows * columns, prepared.steps),
+        guidance=prepared.guidance,
+        latent_NC=to_tokens(noise_1Crc).to(model.device),
+    )
+
+
+def noise(model: Model, size: Size, seed: int) -> Tensor:
+    """The noise (1, C, r, c) that a seed stands for, float32 on the CPU."""
+    cell = model.spec.autoencoder.pixels_per_token
+    shape = (1, model.spec.transformer.in_channels, size.height // cell, size.width // cell)
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
+
+
+def to_tokens(latent_1Crc: Tensor) -> Tensor:
+    """A packed latent to its tokens (r·c, C), row by row."""
+    return latent_1Crc[0].flatten(1).t().contiguous()

@@ -1,0 +1,161 @@
+"""The finished picture: pixels, how they were made, and saving both in one file. No torch here.
+
+The record goes where each format keeps text: PNG an international text chunk named `kleinbild`, JPEG and WebP the EXIF
+user comment. Files are written under a temporary name in the same folder and moved, so that no reader and no
+interruption ever sees half a picture.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from kleinbild.core.errors import OutputError, PictureError
+from kleinbild.core.metadata import Record
+
+PictureFormat = Literal["png", "jpeg", "webp"]
+
+SUFFIXES: dict[str, PictureFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+PNG_KEY = "kleinbild"
+JPEG_QUALITY = 95
+
+_EXIF_IFD = 0x8769
+_USER_COMMENT = 0x9286
+_ASCII = b"ASCII\0\0\0"  # EXIF's mark of a comment's character code
+_MAX_JPEG_EXIF = 65_533 - 6  # a JPEG segment's length, less "Exif\0\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture. `pil` is RGB; `timings` are seconds by stage (`text`, `references`, `denoise`, `decode`, `finish`).
+
+    Pictures made in one pass share the timings of the pass.
+    """
+
+    pil: Image.Image
+    record: Record
+    timings: dict[str, float]
+
+    @property
+    def seed(self) -> int:
+        return self.record.seed
+
+    def save(self, path: str | os.PathLike[str], format: PictureFormat | None = None) -> Path:  # noqa: A002 - as Pillow names it
+        """Writes the picture with its record and gives the path back; the suffix says the format if `format` is None.
+
+        Raises OutputError where it cannot be written; then nothing is left behind and an older file stays as it was.
+        """
+        target = Path(path)
+        file = self.to_bytes(format_for(target, format))
+        try:
+            _write_atomically(target, file)
+        except OSError as error:
+            raise OutputError(*_explain(target, error)) from error
+        return target
+
+    def to_bytes(self, format: PictureFormat = "png") -> bytes:  # noqa: A002
+        """The encoded file with the record in it. PNG and WebP keep every pixel, JPEG is lossy (quality 95)."""
+        buffer = io.BytesIO()
+        if format == "png":
+            chunks = PngInfo()
+            chunks.add_itxt(PNG_KEY, self.record.to_json())
+            self.pil.save(buffer, "PNG", pnginfo=chunks)
+        elif format == "webp":
+            self.pil.save(buffer, "WEBP", lossless=True, exif=self._exif())
+        elif format == "jpeg":
+            exif = self._exif()
+            if len(exif) > _MAX_JPEG_EXIF:
+                raise OutputError("the prompt is too long for the record inside a JPEG", "save as png or webp")
+            self.pil.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=exif)
+        else:
+            raise OutputError(f"unknown format {format!r}", f"use one of {', '.join(get_args(PictureFormat))}")
+        return buffer.getvalue()
+
+    def _exif(self) -> bytes:
+        exif = Image.Exif()
+        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _ASCII + self.record.to_json().encode("ascii")
+        return exif.tobytes()
+
+    def _repr_png_(self) -> bytes:
+        """What notebooks show."""
+        return self.to_bytes("png")
+
+
+def format_for(path: Path, asked: PictureFormat | None) -> PictureFormat:
+    """The format to write `path` in: `asked`, or what the suffix says. Raises OutputError if they contradict."""
+    by_suffix = SUFFIXES.get(path.suffix.lower())
+    if asked is None:
+        if by_suffix is None:
+            what = f"unknown suffix {path.suffix!r}" if path.suffix else "no suffix that says the format"
+            raise OutputError(f"{path}: {what}", f"use one of {', '.join(SUFFIXES)}, or name the format")
+        return by_suffix
+    if by_suffix is not None and by_suffix != asked:
+        raise OutputError(f"{path}: the suffix says {by_suffix}, the format says {asked}", "make them agree")
+    return asked
+
+
+def read_record(source: str | os.PathLike[str] | bytes) -> Record:
+    """The record inside a PNG, JPEG or WebP file, given as a path or its bytes. Raises PictureError if there is none."""
+    name = "the picture" if isinstance(source, bytes) else str(Path(source))
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
+            text = _record_text(image)
+    except FileNotFoundError as error:
+        raise PictureError(f"no such file: {name}", "check the path") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(f"{name} is not a PNG, JPEG or WebP picture", "give a file that Kleinbild wrote") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PictureError(f"{name} cannot be read: {error}", "give a file that Kleinbild wrote") from error
+    if text is None:
+        raise PictureError(
+            f"{name} holds no record of how it was made",
+            "only pictures that Kleinbild wrote have one; some programs remove it when they save or send a picture",
+        )
+    try:
+        return Record.from_json(text)
+    except ValueError as error:
+        raise PictureError(f"{name}: {error}", "it may be from another version of Kleinbild") from error
+
+
+def _record_text(image: Image.Image) -> str | None:
+    if image.format == "PNG":
+        text = image.info.get(PNG_KEY)
+        return text if isinstance(text, str) else None
+    comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+    if isinstance(comment, bytes) and comment.startswith(_ASCII + b"{"):
+        return comment.removeprefix(_ASCII).decode("ascii", "replace")
+    return None
+
+
+def _write_atomically(target: Path, file: bytes) -> None:
+    if target.is_dir():
+        raise IsADirectoryError
+    temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(file)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    except BaseException:  # Ctrl-C, too
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _explain(target: Path, error: OSError) -> tuple[str, str]:
+    folder = target.parent
+    if isinstance(error, IsADirectoryError):
+        return f"{target} is a folder", "name a file in it"
+    if isinstance(error, FileNotFoundError | NotADirectoryError) and not folder.is_dir():
+        return f"there is no folder {folder}", "make it first, or name another"
+    if isinstance(error, PermissionError):
+        return f"{folder} is not writable", "choose another folder, or change its permissions"
+    return f"{target} cannot be written: {error.strerror or error}", "choose another place"

@@ -1,0 +1,126 @@
+"""First step of the recipe: a request, checked against the model, with everything settled that it left open."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from kleinbild.core.errors import PromptError, RequestError, SizeError
+from kleinbild.core.requests import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, PictureRequest
+from kleinbild.core.sizes import Size, SizeRange, check_aspect, size_for_aspect
+from kleinbild.engine.references import prepare_reference
+
+if TYPE_CHECKING:
+    from kleinbild.model.tokenizer import TokenizedPrompt
+    from kleinbild.model.weights import Model, Settings
+
+_DRAWN_SEEDS = 2**32  # any seed up to 2**63 - 1 may be given; drawn ones stay short enough to read aloud
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that nothing can be wrong with any more: every field is final."""
+
+    request: PictureRequest
+    tokens: TokenizedPrompt
+    size: Size
+    seed: int
+    steps: int
+    guidance: float
+    references: tuple[Image.Image, ...]
+
+
+def prepare(request: PictureRequest, model: Model) -> Prepared:
+    """Checks `request` and fills in the model's defaults. Raises RequestError or one of its kinds."""
+    sizes = size_range(model)
+    settings = model.settings
+    _check_prompt(request, settings.vocabulary)
+    tokens = model.tokenizer(request.prompt)
+    references = tuple(
+        prepare_reference(file, _reference_name(request, i), sizes) for i, file in enumerate(request.references)
+    )
+    return Prepared(
+        request=request,
+        tokens=tokens,
+        size=_size(request, references, settings, sizes),
+        seed=_seed(request.seed),
+        steps=_steps(request.steps, settings),
+        guidance=_guidance(request.guidance, settings, model.name),
+        references=references,
+    )
+
+
+def size_range(model: Model) -> SizeRange:
+    """The sizes that `model` makes."""
+    settings = model.settings
+    return SizeRange(settings.min_side, settings.max_side, settings.max_pixels, model.spec.autoencoder.pixels_per_token)
+
+
+def _check_prompt(request: PictureRequest, vocabulary: str | None) -> None:
+    if not isinstance(request.prompt, str):
+        raise PromptError(f"the prompt is a {type(request.prompt).__name__}, not text", "give a string")
+    if not request.prompt.strip():
+        raise PromptError("the prompt is empty", "say what the picture shall show")
+    try:
+        request.prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            "the prompt is not valid text (UTF-8)", "type it again, or check the terminal's locale"
+        ) from error
+    if vocabulary == "nano":
+        from kleinbild.nano.words import check
+
+        check(request.prompt, len(request.references))
+
+
+def _reference_name(request: PictureRequest, index: int) -> str:
+    name = request.reference_names[index] if request.reference_names else ""
+    return f"reference {index + 1}" + (f" ({name})" if name else "")
+
+
+def _size(request: PictureRequest, references: tuple[Image.Image, ...], settings: Settings, sizes: SizeRange) -> Size:
+    """What was asked for, else the first reference's size, else the model's own."""
+    if request.size is not None and request.aspect is not None:
+        raise SizeError("size and aspect ratio were both given", "give one of them")
+    size = Size(settings.default_size, settings.default_size)
+    if request.aspect is not None:
+        size = size_for_aspect(check_aspect(request.aspect), size.area, sizes.multiple)
+    elif request.size is not None:
+        size = request.size
+    elif references:
+        size = Size(*references[0].size)
+    sizes.check(size)
+    return size
+
+
+def _seed(seed: int | None) -> int:
+    if seed is None:
+        return secrets.randbelow(_DRAWN_SEEDS)
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise RequestError(f"{seed!r} is not a seed", f"use a whole number from 0 to {MAX_SEED}")
+    return seed
+
+
+def _steps(steps: int | None, settings: Settings) -> int:
+    if steps is None:
+        return settings.default_steps
+    if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
+        raise RequestError(f"{steps!r} is not a number of steps", f"use a whole number from 1 to {MAX_STEPS}")
+    return steps
+
+
+def _guidance(guidance: float | None, settings: Settings, name: str) -> float:
+    if guidance is None:
+        return float(settings.default_guidance)
+    if type(guidance) not in (int, float) or not math.isfinite(guidance) or not 1 <= guidance <= MAX_GUIDANCE:
+        raise RequestError(f"{guidance!r} is not a guidance", f"use a number from 1 (none) to {MAX_GUIDANCE:g}")
+    if settings.distilled and guidance != 1:
+        raise RequestError(
+            f"{name} is distilled: it works without guidance, {guidance:g} would have no effect",
+            "leave guidance out, or use a base model",
+        )
+    return float(guidance)

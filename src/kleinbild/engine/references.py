@@ -1,0 +1,144 @@
+"""Reference pictures: a file's bytes to an RGB picture of a size that the model takes. No torch here.
+
+Opening honours EXIF orientation, puts transparent pictures on white, scales 16-bit grey to 8, takes the first frame of
+an animation, and checks the size in the header before any pixel is decoded. Fitting is what diffusers' pipeline does:
+shrink to the largest area (Lanczos), then cut the sides to multiples of 16 around the centre. Two things are added:
+sides that the model does not know are shrunk too, and small pictures are enlarged to the least side.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import struct
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from kleinbild.core.errors import PictureError
+from kleinbild.core.sizes import MAX_ASPECT, SizeRange
+
+MAX_FILE_BYTES = 256 * 2**20
+MAX_DECODED_PIXELS = 50_000_000
+"""More than a 50-megapixel camera makes is refused before it is decoded: 150 MB in memory."""
+MAX_REFERENCE_PIXELS = 1024 * 1024
+"""What a reference is shrunk to, as the family was trained."""
+MIN_SIDE = 8
+"""Pictures with a shorter side are no pictures of anything; up to the model's least side they are enlarged."""
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # pure decoders, none runs a program
+_GIVE_OTHER = "give a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF file"
+_warnings_lock = threading.Lock()
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a reference's file. Raises PictureError where it cannot be read."""
+    try:
+        if Path(path).stat().st_size > MAX_FILE_BYTES:
+            raise PictureError(f"{path} is larger than {MAX_FILE_BYTES // 2**20} MiB", "give a smaller file")
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise PictureError(f"no such file: {path}", "check the path") from error
+    except IsADirectoryError as error:
+        raise PictureError(f"{path} is a folder", "name a picture in it") from error
+    except OSError as error:
+        raise PictureError(
+            f"{path} cannot be read: {error.strerror or error}", "check the file's permissions"
+        ) from error
+
+
+def prepare_reference(file: bytes, name: str, sizes: SizeRange) -> Image.Image:
+    """An encoded picture to RGB in a size from `sizes`. `name` is what errors call it."""
+    return fit(open_picture(file, name), name, sizes)
+
+
+def open_picture(file: bytes, name: str = "the picture") -> Image.Image:
+    """An encoded picture to upright RGB on white, first frame. Raises PictureError in words."""
+    if not file:
+        raise PictureError(f"{name} is empty", _GIVE_OTHER)
+    try:
+        with _open_header(file) as image:
+            _check_header(image, name)
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return _to_rgb(upright, name)
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        raise PictureError(f"{name} is not a picture in a known format", _GIVE_OTHER) from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(
+            f"{name} has too many pixels", f"shrink it to {MAX_DECODED_PIXELS / 1e6:.0f} megapixels"
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:  # what broken files raise
+        raise PictureError(f"{name} is damaged or cut short: {error}", "fetch or export it again") from error
+
+
+def fit(image: Image.Image, name: str, sizes: SizeRange) -> Image.Image:
+    """An RGB picture to a size from `sizes`, at most 1024² pixels. Raises PictureError if it is too narrow."""
+    width, height = image.size
+    longest, shortest = max(image.size), min(image.size)
+    max_aspect = min(MAX_ASPECT, sizes.max_side / sizes.min_side)
+    if longest > max_aspect * shortest:
+        raise PictureError(
+            f"{name} is {width}x{height}: longer than {max_aspect:g} times its width is more than the model takes",
+            "crop it",
+        )
+    area = min(MAX_REFERENCE_PIXELS, sizes.max_pixels)
+    scale = min(1.0, math.sqrt(area / (width * height)), sizes.max_side / longest)
+    if shortest < sizes.min_side:
+        scale = sizes.min_side / shortest
+    if scale != 1.0:
+        resized = [max(int(side * scale), sizes.min_side) for side in image.size]
+        image = image.resize((resized[0], resized[1]), Image.Resampling.LANCZOS)
+    return _crop_to_multiples(image, sizes.multiple)
+
+
+def _open_header(file: bytes) -> Image.Image:
+    with _warnings_lock, warnings.catch_warnings():  # our own limit follows, in words
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(file), formats=FORMATS)
+
+
+def _check_header(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MAX_DECODED_PIXELS:
+        raise PictureError(
+            f"{name} is {width}x{height}, {width * height / 1e6:.0f} megapixels",
+            f"shrink it to {MAX_DECODED_PIXELS / 1e6:.0f} megapixels",
+        )
+    if min(width, height) < MIN_SIDE:
+        raise PictureError(
+            f"{name} is {width}x{height}: too small to show anything", f"give one of at least {MIN_SIDE} pixels a side"
+        )
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _from_16_bit(image, name)
+    if image.mode == "F":
+        raise PictureError(f"{name} has floating-point pixels without a known range", "export it with 8 or 16 bits")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
+    """Grey of 16 bits to 8; Pillow's own conversion would clip it. (16-bit colour arrives with 8 already.)"""
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 65_535:
+        raise PictureError(f"{name} has 32-bit pixels without a known range", "export it with 8 or 16 bits")
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+
+
+def _crop_to_multiples(image: Image.Image, multiple: int) -> Image.Image:
+    width, height = (side // multiple * multiple for side in image.size)
+    if (width, height) == image.size:
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,118 @@
+"""A model in memory, ready to make pictures: load once, use from any thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from kleinbild.core.errors import RequestError
+from kleinbild.core.metadata import Record
+from kleinbild.core.requests import PictureRequest, replay_request
+from kleinbild.engine.denoise import OnStep
+from kleinbild.engine.picture import Picture
+from kleinbild.engine.pipeline import make_pictures
+from kleinbild.engine.prepare import size_range
+from kleinbild.model.weights import Model, load_model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Engine:
+    """One loaded model. `device` and `dtype` say what was chosen, `load_seconds` what loading took.
+
+    Without `device`: CUDA if there is one, else Apple's GPU (mps), else the CPU. Without `dtype`: float32 for small
+    models, bfloat16 for those with billions of parameters. Thread-safe: one pass at a time, others wait.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "nano",
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> None:
+        begun = time.perf_counter()
+        self.name = str(model)
+        self.model: Model = load_model(model, device=choose_device(device), dtype=choose_dtype(dtype))
+        self.sizes = size_range(self.model)
+        self.load_seconds = time.perf_counter() - begun
+        self._lock = threading.Lock()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def generate(self, request: PictureRequest, *, on_step: OnStep | None = None) -> Picture:
+        """The picture that `request` asks for. `on_step(done, total)` is called after each step."""
+        return self.generate_all([request], on_step=on_step)[0]
+
+    def generate_all(self, requests: Iterable[PictureRequest], *, on_step: OnStep | None = None) -> list[Picture]:
+        """One picture a request, all in one packed pass; sizes, steps, guidance and references may differ."""
+        requests = list(requests)
+        for request in requests:
+            if request.model not in (self.name, self.model.name):
+                raise RequestError(
+                    f"the request is for the model {request.model!r}, this engine runs {self.name!r}",
+                    "make an Engine for it, or ask for this one",
+                )
+        with self._lock:
+            return make_pictures(self.model, requests, on_step=on_step)
+
+    def replay(self, record: Record, references: Sequence[bytes] = (), *, on_step: OnStep | None = None) -> Picture:
+        """The picture that `record` was taken from, to the pixel. `references` are the files that were used then.
+
+        Raises RequestError where this engine's weights, type or device are not those of the record: the picture would be
+        another one.
+        """
+        ours = {
+            "weights": self.model.fingerprint,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+        }
+        then = {"weights": record.fingerprint, "dtype": record.dtype, "device": record.device}
+        if differing := [name for name in ours if ours[name] != then[name]]:
+            what = ", ".join(f"{name} {then[name]} then, {ours[name]} now" for name in differing)
+            raise RequestError(
+                f"the picture was made by {record.model} in other circumstances ({what}): it would not be the same",
+                "use the same model, dtype and device; or make a new picture from its prompt and seed",
+            )
+        return self.generate(replace(replay_request(record, references), model=self.name), on_step=on_step)
+
+
+def choose_device(device: torch.device | str | None) -> torch.device:
+    """The device asked for, or the best one here. Raises RequestError for one that is not here."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise RequestError(f"{device!r} is not a device", "use cpu, cuda, cuda:1 or mps") from error
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(chosen.type, False):
+        raise RequestError(
+            f"there is no device {str(chosen)!r} on this machine", "use cpu, or leave the choice to Kleinbild"
+        )
+    return chosen
+
+
+def choose_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The number type asked for. Raises RequestError for one that the models are not run in."""
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and chosen not in DTYPES.values():
+        raise RequestError(f"{dtype} is not a type that models run in", f"use {' or '.join(DTYPES)}")
+    return chosen
