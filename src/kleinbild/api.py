@@ -101,7 +101,8 @@ def _size(size: str | tuple[int, int] | Size | None) -> Size | None:
         return size
     if isinstance(size, str):
         return parse_size(size)
-    if len(size) != 2 or not all(type(side) is int for side in size):
+    sides: tuple[object, ...] = tuple(size)
+    if [type(side) for side in sides] != [int, int]:
         raise SizeError(f"{size!r} is not a size", "give (width, height) in pixels, for example (128, 96)")
     return Size(*size)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,21 @@ class ReferenceCache:
 
     def __init__(self) -> None:
         self.blocks: dict[tuple[str, int], list[KeyValue]] = {}
+
+    def select(self, packing: Packing, keep: Sequence[int]) -> ReferenceCache:
+        """What requests number `keep` of `packing` stored, laid out for a packing of these requests alone."""
+        places = [(r, i) for r, run in enumerate(packing.runs) for i in range(run.count)]
+        shapes = [(s.num_text, s.num_image, s.num_references) for s in packing.segments]
+        groups = [[places[request] for request in group] for _, group in groupby(keep, key=lambda i: shapes[i])]
+        selected = ReferenceCache()
+        for block, runs in self.blocks.items():
+            selected.blocks[block] = [
+                KeyValue(
+                    torch.stack([runs[r].key[i] for r, i in group]), torch.stack([runs[r].value[i] for r, i in group])
+                )
+                for group in groups
+            ]
+        return selected
 
 
 def attend_streams(
