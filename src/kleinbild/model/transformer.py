@@ -62,7 +62,7 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.scale, NORM_EPS)
+        return F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype), NORM_EPS)
 
 
 class QKNorm(nn.Module):

@@ -1,0 +1,160 @@
+"""The trainer end to end, in miniature: it learns, resumes to the same weights, and what it writes loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kleinbild.model.autoencoder import Autoencoder
+from kleinbild.model.tokenizer import PromptTokenizer
+from kleinbild.model.weights import load_model
+from kleinbild.nano.scenes.tasks import is_held_out
+from kleinbild.nano.specs import NANO
+from kleinbild.train import autoencoder as autoencoder_training
+from kleinbild.train import distill, flow
+from kleinbild.train.checkpoint import load_state, save_state
+from kleinbild.train.export import export
+from kleinbild.train.muon import Muon, orthogonalize
+from kleinbild.train.pool import Pool, build_pool, draw_batch
+from kleinbild.train.tokenizer import save_tokenizer, train_tokenizer
+
+CPU = torch.device("cpu")
+NUM_SCENES = 60
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training folder with a random autoencoder and the tokenizer."""
+    out = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    model = Autoencoder(NANO.autoencoder)
+    autoencoder_training.initialize(model)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / "autoencoder.safetensors"
+    )
+    save_tokenizer(train_tokenizer(), out / "tokenizer")
+    return out
+
+
+@pytest.fixture(scope="module")
+def pool(run_folder: Path) -> Pool:
+    model = flow.load_autoencoder(run_folder / "autoencoder.safetensors", NANO.autoencoder, CPU)
+    return build_pool(model, "0", NUM_SCENES, CPU)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(run_folder: Path) -> PromptTokenizer:
+    return PromptTokenizer(run_folder / "tokenizer", NANO.text_encoder.max_tokens)
+
+
+def test_orthogonalize_brings_singular_values_near_one() -> None:
+    for shape in ((3, 40, 24), (2, 24, 40)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape, generator=torch.Generator().manual_seed(1))))
+        assert 0.5 < values.min() < values.max() < 1.3
+
+
+def test_muon_descends() -> None:
+    torch.manual_seed(0)
+    target, weight = torch.randn(8, 8), torch.nn.Parameter(torch.zeros(8, 8))
+    optimizer = Muon([weight], lr=0.05)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (weight - target).square().mean().backward()
+        optimizer.step()
+    assert (weight.detach() - target).square().mean() < 0.1 * target.square().mean()
+
+
+def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.pt"
+    save_state(path, {"step": 1})
+
+    def dies(state: object, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        save_state(path, {"step": 2})
+    assert load_state(path) == {"step": 1}
+
+
+def test_a_pool_holds_no_combination_kept_for_evaluation(pool: Pool) -> None:
+    assert all(not is_held_out(sample) for samples in pool.by_references for sample in samples)
+    assert len(pool.latents_SNC) == len(pool.index) >= NUM_SCENES
+
+
+def test_a_batch_follows_its_seed(pool: Pool, tokenizer: PromptTokenizer) -> None:
+    first, again = (draw_batch(pool, 2, 3, Random(4), tokenizer, dropout=0.5) for _ in range(2))
+    assert torch.equal(first.ids_BL, again.ids_BL)
+    assert torch.equal(first.references_BKC, again.references_BKC)
+    assert first.references_BKC.shape == (3, 128, 128)
+
+
+def test_a_few_steps_lower_the_loss(pool: Pool, tokenizer: PromptTokenizer) -> None:
+    torch.manual_seed(0)
+    run = flow.begin(flow.Flow(NANO))
+    batch = draw_batch(pool, 1, 4, Random(0), tokenizer)
+    times, noise = torch.full((4,), 0.8), torch.randn(batch.target_BNC.shape)
+    losses = []
+    for _ in range(8):
+        loss = flow.flow_loss(run.flow, batch, times, noise)
+        flow.update(run, loss, 1.0)
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_training_resumes_to_the_same_weights(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "BATCH_SIZES", (2, 2, 2))
+    monkeypatch.setattr(flow, "CURRICULUM_STEPS", 0)
+    monkeypatch.setattr(flow, "rate_factor", lambda _step, _num_steps: 1.0)  # else it depends on the number of steps
+    folders = [tmp_path / "straight", tmp_path / "resumed"]
+    for folder in folders:
+        folder.mkdir()
+        save_file(load_file(run_folder / "autoencoder.safetensors"), folder / "autoencoder.safetensors")
+    flow.train(folders[0], 4, 0, CPU, NUM_SCENES)
+    flow.train(folders[1], 2, 0, CPU, NUM_SCENES)
+    flow.train(folders[1], 4, 0, CPU, NUM_SCENES)
+    straight, resumed = (load_state(folder / "flow.pt") for folder in folders)
+    assert straight is not None
+    assert resumed is not None
+    assert straight["step"] == resumed["step"] == 4
+    for name, tensor in straight["average"].items():
+        assert torch.equal(tensor, resumed["average"][name]), name
+
+
+def test_base_and_student_are_written_and_load(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "BATCH_SIZES", (2, 2, 2))
+    monkeypatch.setattr(flow, "CURRICULUM_STEPS", 0)
+    monkeypatch.setattr(distill, "BATCH_SIZES", (2, 2, 2))
+    flow.train(run_folder, 2, 0, CPU, NUM_SCENES)
+    distill.train(run_folder, 2, 0, CPU, NUM_SCENES)
+    files = export(run_folder, tmp_path / "weights")
+    assert {path.name for path in files} == {
+        "nano.safetensors", "nano-base.safetensors", "text_encoder.safetensors", "autoencoder.safetensors"
+    }  # fmt: skip
+    assert sum(path.stat().st_size for path in files) < 40_000_000
+    model = load_model(tmp_path / "weights" / "nano.safetensors")
+    assert model.settings.distilled
+    state = load_state(run_folder / "student.pt")
+    assert state is not None
+    trained = state["average"]["transformer.img_in.weight"].to(torch.bfloat16).float()
+    assert torch.equal(model.transformer.img_in.weight.float(), trained)
+
+
+def test_the_autoencoder_learns_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoencoder_training, "CROP_BATCH", 4)
+    monkeypatch.setattr(autoencoder_training, "WHOLE_BATCH", 1)
+    autoencoder_training.train(tmp_path, minutes=0.08)
+    model = flow.load_autoencoder(tmp_path / "autoencoder.safetensors", NANO.autoencoder, CPU)
+    pictures = autoencoder_training.random_scenes(np.random.default_rng(9), 4, 64)
+    fresh = Autoencoder(NANO.autoencoder)
+    assert autoencoder_training.psnr(model, pictures) > autoencoder_training.psnr(fresh, pictures) + 1
