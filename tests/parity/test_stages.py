@@ -51,6 +51,11 @@ def test_reference_caching_of_equal_requests() -> None:
     comparisons.compare_reference_caching([comparisons.ONE_REFERENCE] * 2)
 
 
+def test_reference_caching_of_requests_that_differ_in_their_references_alone() -> None:
+    other = Segment(7, (4, 6), ((3, 3), (1, 2)))
+    comparisons.compare_reference_caching([comparisons.ONE_REFERENCE, other, comparisons.ONE_REFERENCE])
+
+
 def test_text_context(tmp_path: Path) -> None:
     comparisons.compare_text_context(tmp_path)
 

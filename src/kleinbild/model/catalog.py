@@ -10,13 +10,11 @@ import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import kleinbild
 from kleinbild.core.errors import UnknownModelError
 from kleinbild.model.weights.settings import Variant
-
-Family = Literal["nano", "klein-4b", "klein-9b"]
+from kleinbild.model.weights.specs import Family
 
 COMPONENT_FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer")
 

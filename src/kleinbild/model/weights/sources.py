@@ -99,7 +99,7 @@ def _from_file(path: Path, variant: Variant | None) -> Parts:
         what = transformer.kind.replace("_", " ") if transformer else "something else"
         raise WeightsError(f"{path} is no transformer but {what}", "name the transformer's file, or the model's folder")
     folder = path.parent
-    settings = _file_settings(path) or official(variant or variant_by_name(path))
+    settings = _file_settings(path) or official(variant or _variant_by_name(path) or "distilled")
     found = [c for place in (folder, *_subfolders(folder)) for c in _components(place, strict=False)]
     beside = [component for component in found if component.kind != "transformer"]
     components = _choose([transformer, *beside], settings)
@@ -111,8 +111,8 @@ def _complete(parts: Parts, variant: Variant | None) -> Parts:
     if not parts.missing:
         return parts
     spec = transformer_spec(parts.components["transformer"])
-    wanted = variant or variant_by_name(parts.path)
-    own = [entry for entry in catalog.entries() if entry.family == (family(spec) or "nano")]
+    wanted = variant or _variant_by_name(parts.path) or "distilled"
+    own = [entry for entry in catalog.entries() if entry.family == family(spec)]
     for entry in sorted(own, key=lambda entry: entry.variant != wanted):
         located = catalog.locate(entry)
         parts = replace(parts, looked_in=(*parts.looked_in, located or catalog.places(entry)[0]))
@@ -192,7 +192,7 @@ def _serves(component: Component, spec: TransformerSpec, settings: Settings) -> 
 def _folder_settings(folder: Path, index: dict[str, Any], variant: Variant | None) -> Settings:
     if (folder / SETTINGS_FILE).is_file():
         return read_settings(folder / SETTINGS_FILE)
-    settings = official(_variant_by_index(index) or variant or variant_by_name(folder))
+    settings = official(_variant_by_index(index) or variant or _variant_by_name(folder) or "distilled")
     groups = _read_json(folder / "vae" / "config.json").get("norm_num_groups", settings.num_groups)
     return replace(settings, num_groups=int(groups))
 
@@ -206,6 +206,14 @@ def _file_settings(path: Path) -> Settings | None:
     return read_settings(of_folder) if of_folder.is_file() else None
 
 
+def known_variant(path: Path) -> Variant | None:
+    """The variant where something beside the weights tells: settings, the pipeline's index or the name."""
+    settings = read_settings(path / SETTINGS_FILE) if (path / SETTINGS_FILE).is_file() else _file_settings(path)
+    if settings:
+        return settings.variant
+    return _variant_by_index(_read_json(path / MODEL_INDEX)) or _variant_by_name(path)
+
+
 def _variant_by_index(index: dict[str, Any]) -> Variant | None:
     if index.get("_class_name") == "Flux2KleinKVPipeline":
         return "kv"
@@ -213,10 +221,10 @@ def _variant_by_index(index: dict[str, Any]) -> Variant | None:
     return ("distilled" if distilled else "base") if isinstance(distilled, bool) else None
 
 
-def variant_by_name(path: Path) -> Variant:
-    """The last resort: distilled, base and kv weights have the same names and shapes, only the file's name tells."""
+def _variant_by_name(path: Path) -> Variant | None:
+    """The last resort: distilled, base and kv weights have the same names and shapes, so only the file's name tells."""
     words = path.stem.lower().replace("_", "-").split("-")
-    return "base" if "base" in words else "kv" if "kv" in words else "distilled"
+    return "base" if "base" in words else "kv" if "kv" in words else None
 
 
 def _tokenizer(folder: Path) -> Path | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from typing import Literal
 
 from kleinbild.core.errors import WeightsError
 from kleinbild.model.spec import AutoencoderSpec, TextEncoderSpec, TransformerSpec
@@ -16,9 +17,12 @@ from kleinbild.model.weights.components import Component
 from kleinbild.model.weights.layouts import Shape
 from kleinbild.model.weights.settings import Settings
 
+Family = Literal["nano", "klein-4b", "klein-9b"]
+
 # Official families by hidden size: (name, double blocks, single blocks). With the counts known, a file that lacks its
 # last blocks is told as incomplete instead of passing for a shorter model.
-OFFICIAL = {3072: ("klein-4b", 5, 20), 4096: ("klein-9b", 8, 24)}
+OFFICIAL: dict[int, tuple[Family, int, int]] = {3072: ("klein-4b", 5, 20), 4096: ("klein-9b", 8, 24)}
+LARGEST_NANO = 1024  # hidden size; no official model is that small, and nano may yet grow
 
 Place = tuple[str, int, int]  # (pattern of names, axis, divisor)
 TRANSFORMER_PLACES: dict[str, dict[str, tuple[Place, ...]]] = {
@@ -54,10 +58,14 @@ AUTOENCODER_LEVELS = {
 LATENT_PLACES: tuple[Place, ...] = ((r"encoder\.conv_out\.\w+", 0, 2), (r".*post_quant_conv\.\w+", 0, 1))
 
 
-def family(spec: TransformerSpec) -> str | None:
-    """The official family of a transformer ("klein-4b", "klein-9b"), or None: nano, or somebody's own."""
-    name, doubles, singles = OFFICIAL.get(spec.hidden_size, ("", 0, 0))
-    return name if name and (spec.num_double_blocks, spec.num_single_blocks) == (doubles, singles) else None
+def family(spec: TransformerSpec) -> Family | None:
+    """The family that a transformer belongs to, or None where it is somebody's own."""
+    if spec.hidden_size <= LARGEST_NANO:
+        return "nano"
+    for hidden, (name, doubles, singles) in OFFICIAL.items():
+        if (spec.hidden_size, spec.num_double_blocks, spec.num_single_blocks) == (hidden, doubles, singles):
+            return name
+    return None
 
 
 def transformer_spec(component: Component) -> TransformerSpec:
@@ -65,7 +73,7 @@ def transformer_spec(component: Component) -> TransformerSpec:
     shapes = component.shapes
     read = {number: _vote(component, number, places) for number, places in TRANSFORMER_PLACES[component.naming].items()}
     hidden, head_dim = read["hidden size"], read["head dim"]
-    _, doubles, singles = OFFICIAL.get(hidden, ("", 0, 0))
+    doubles, singles = OFFICIAL[hidden][1:] if hidden in OFFICIAL else (0, 0)
     if hidden % head_dim or head_dim % 8:
         raise WeightsError(f"{component.place}: heads of {head_dim} channels do not fit a width of {hidden}")
     return TransformerSpec(
@@ -81,6 +89,11 @@ def transformer_spec(component: Component) -> TransformerSpec:
     )
 
 
+def num_text_layers(component: Component) -> int:
+    """How many layers of a text encoder are stored."""
+    return _count(component.shapes, r"model\.layers\.(\d+)\.")
+
+
 def text_encoder_spec(component: Component, settings: Settings) -> TextEncoderSpec:
     read = {number: _vote(component, number, places) for number, places in TEXT_ENCODER_PLACES.items()}
     head_dim = read["head dim"]
@@ -89,7 +102,7 @@ def text_encoder_spec(component: Component, settings: Settings) -> TextEncoderSp
     return TextEncoderSpec(
         hidden_size=read["hidden size"],
         # A file that ends after the last layer needed was cut from a longer model.
-        num_layers=max(_count(component.shapes, r"model\.layers\.(\d+)\."), max(settings.text_layers) + 1),
+        num_layers=max(num_text_layers(component), max(settings.text_layers) + 1),
         num_heads=read["queries"] // head_dim,
         num_key_value_heads=read["keys"] // head_dim,
         head_dim=head_dim,
