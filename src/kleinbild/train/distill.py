@@ -70,7 +70,7 @@ def train(out: Path, num_updates: int, seed: int, device: torch.device, num_scen
     tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
     autoencoder = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
     run = begin_student(out, device)
-    pool = next(pools(autoencoder, seed + 1000, 0, device, num_scenes))
+    pool = next(pools(autoencoder, seed + 1000, 0, device, num_scenes, out / "student-pool.pt"))
     started = saved_at = time.monotonic()
     losses: list[float] = []
     while run.step < num_updates:

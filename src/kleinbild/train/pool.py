@@ -8,7 +8,10 @@ Shape suffixes: S scenes, B samples, N image tokens (64), K reference tokens, C 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -21,6 +24,7 @@ from kleinbild.nano.scenes.lexicon import UNSEEN
 from kleinbild.nano.scenes.render import Scene, render
 from kleinbild.nano.scenes.sprites import sprites
 from kleinbild.nano.scenes.tasks import Draw, Sample, samples
+from kleinbild.train.checkpoint import load_state, save_state
 
 ENCODE_BATCH = 32
 
@@ -49,8 +53,8 @@ def training_draw(random: Random) -> Draw:
     return Draw(random, evaluation=False, codes=tuple(sorted(set(sprites()) - set(UNSEEN))))
 
 
-def build_pool(autoencoder: Autoencoder, seed: str, num_scenes: int, device: torch.device) -> Pool:
-    """Draws samples until they show `num_scenes` scenes, and encodes those."""
+def build_pool(autoencoder: Autoencoder, seed: str, num_scenes: int, device: torch.device, cache: Path) -> Pool:
+    """Draws samples until they show `num_scenes` scenes, and encodes those, or reads them from `cache` if it is there."""
     index: dict[Scene, int] = {}
     by_references: tuple[list[Sample], ...] = ([], [], [])
     for sample in samples(training_draw(Random(seed))):
@@ -59,7 +63,19 @@ def build_pool(autoencoder: Autoencoder, seed: str, num_scenes: int, device: tor
         by_references[len(sample.references)].append(sample)
         for scene in (*sample.references, sample.target):
             index.setdefault(scene, len(index))
-    return Pool(encode_scenes(autoencoder, list(index), device), index, by_references)
+    return Pool(_cached_latents(autoencoder, list(index), device, cache), index, by_references)
+
+
+def _cached_latents(autoencoder: Autoencoder, scenes: list[Scene], device: torch.device, cache: Path) -> Tensor:
+    """Encoding a pool takes minutes: a run that resumes reads it. Another autoencoder or other scenes do not match."""
+    weights = torch.cat([p.detach().flatten()[:64].cpu() for p in autoencoder.parameters()])
+    key = hashlib.sha256(weights.numpy().tobytes() + repr(scenes).encode()).hexdigest()
+    state = load_state(cache)
+    if state is None or state["key"] != key:
+        state = {"key": key, "latents": encode_scenes(autoencoder, scenes, device).cpu()}
+        save_state(cache, state)
+    latents: Tensor = state["latents"].to(device)
+    return latents
 
 
 @torch.no_grad()
@@ -81,12 +97,12 @@ def pixels_of(scenes: list[Scene], device: torch.device) -> Tensor:
 
 def draw_batch(
     pool: Pool, num_references: int, size: int, random: Random, tokenizer: PromptTokenizer, *, dropout: float = 0.0,
-    tasks: frozenset[str] | None = None,
+    only: Callable[[Sample], bool] | None = None,
 ) -> Batch:  # fmt: skip
     """`size` random samples; each prompt is dropped (empty) with probability `dropout`, for guidance."""
     among = pool.by_references[num_references]
-    if tasks is not None:
-        among = [sample for sample in among if sample.task in tasks]
+    if only is not None:
+        among = [sample for sample in among if only(sample)]
     return to_batch(pool, random.choices(among, k=size), random, tokenizer, dropout)
 
 

@@ -10,7 +10,12 @@ from kleinbild.nano import words
 
 @pytest.mark.parametrize(
     "prompt",
-    ["a fox on a mint background", "A FOX, on mint!", "Two foxes in the snow.", "a soccer ball and a teddy bear, night sky"],
+    [
+        "a fox on a mint background",
+        "A FOX, on mint!",
+        "Two foxes in the snow.",
+        "a soccer ball and a teddy bear, night sky",
+    ],
 )
 def test_its_own_words_in_any_case_and_punctuation(prompt: str) -> None:
     words.check(prompt, 0)

@@ -44,7 +44,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pool(run_folder: Path) -> Pool:
     model = flow.load_autoencoder(run_folder / "autoencoder.safetensors", NANO.autoencoder, CPU)
-    return build_pool(model, "0", NUM_SCENES, CPU)
+    return build_pool(model, "0", NUM_SCENES, CPU, run_folder / "pool.pt")
 
 
 @pytest.fixture(scope="module")

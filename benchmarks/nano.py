@@ -1,0 +1,128 @@
+"""nano on this machine: cold command, warm picture, memory, and diffusers with the same weights in the same run.
+
+    python benchmarks/nano.py [--repeats 15] [--threads 2] [--json]
+
+Ours and diffusers' pictures take turns, so that a noisy machine disturbs both alike; medians are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+PROMPT, EDIT = "a fox on a mint background", "change the background to the night sky"
+COMPOSE = "put the object of image 1 on the background of image 2"
+
+
+def cold(folder: Path) -> tuple[float, float]:
+    """Seconds and peak memory (MB) of one `kleinbild generate` in a fresh process."""
+    program = (
+        "import resource, subprocess, sys, time; started = time.perf_counter();"
+        "subprocess.run(sys.argv[1:], check=True, capture_output=True);"
+        "print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
+    )
+    command = [sys.executable, "-m", "kleinbild", "generate", PROMPT, "--seed", "1", "-o", str(folder / "cold.png")]
+    done = subprocess.run([sys.executable, "-c", program, *command], check=True, capture_output=True, text=True)
+    seconds, megabytes = map(float, done.stdout.split())
+    return seconds, megabytes
+
+
+def seconds_of(make: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    make()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        runs = [cold(folder) for _ in range(3)]
+        figures = {
+            "cold_seconds": statistics.median(seconds for seconds, _ in runs),
+            "cold_peak_mb": max(megabytes for _, megabytes in runs),
+            **warm(folder, arguments.repeats, arguments.threads),
+        }
+    report(figures)
+    if arguments.json:
+        print(json.dumps({key: round(value, 4) for key, value in figures.items()}))
+
+
+def warm(folder: Path, repeats: int, threads: int) -> dict[str, float]:
+    import torch
+    from diffusers import Flux2KleinPipeline
+
+    from kleinbild.core.requests import PictureRequest
+    from kleinbild.engine.runtime import Engine
+    from kleinbild.model.weights import export_diffusers
+
+    torch.set_num_threads(threads)
+    engine = Engine("nano")
+    settings = engine.model.settings
+    theirs = Flux2KleinPipeline.from_pretrained(
+        export_diffusers("nano", folder / "diffusers"), torch_dtype=torch.float32
+    )
+    theirs.set_progress_bar_config(disable=True)
+    first = engine.generate(PictureRequest(PROMPT, seed=1))
+    second = engine.generate(PictureRequest("a cat on a beach", seed=2))
+    cases = {"text to image": (PROMPT, []), "edit": (EDIT, [first]), "two references": (COMPOSE, [first, second])}
+
+    figures: dict[str, float] = {}
+    for case, (prompt, references) in cases.items():
+        request = PictureRequest(prompt, seed=3, references=tuple(r.to_bytes() for r in references))
+
+        def ours(request: PictureRequest = request) -> np.ndarray:
+            return np.asarray(engine.generate(request).pil, dtype=int)
+
+        def diffusers(prompt: str = prompt, references: list = references) -> np.ndarray:
+            out = theirs(
+                prompt=prompt,
+                image=[reference.pil for reference in references] or None,
+                height=settings.default_size,
+                width=settings.default_size,
+                num_inference_steps=settings.default_steps,
+                generator=torch.Generator("cpu").manual_seed(3),
+                max_sequence_length=settings.max_text_tokens,
+                text_encoder_out_layers=settings.text_layers,
+            )
+            return np.asarray(out.images[0], dtype=int)
+
+        different = (np.abs(ours() - diffusers()) > 2).mean()
+        pairs = [(seconds_of(ours), seconds_of(diffusers)) for _ in range(repeats)]
+        key = case.replace(" ", "_")
+        figures[f"{key}_seconds"] = statistics.median(mine for mine, _ in pairs)
+        figures[f"{key}_diffusers_seconds"] = statistics.median(other for _, other in pairs)
+        figures[f"{key}_pixels_that_differ"] = float(different)
+    figures["latency_vs_diffusers"] = figures["text_to_image_diffusers_seconds"] / figures["text_to_image_seconds"]
+    return figures
+
+
+def report(figures: dict[str, float]) -> None:
+    import diffusers
+    import torch
+
+    print(
+        f"{platform.platform()}, {os.cpu_count()} cores, torch {torch.__version__}, diffusers {diffusers.__version__}"
+    )
+    for key, value in figures.items():
+        print(f"{key:40} {value:10.4f}")
+
+
+if __name__ == "__main__":
+    main()
