@@ -7,6 +7,7 @@ No torch and no network here: the command line lists models in milliseconds. A m
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,6 @@ import kleinbild
 from kleinbild.core.errors import UnknownModelError
 from kleinbild.model.weights.settings import Variant
 from kleinbild.model.weights.specs import Family
-
-COMPONENT_FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ def models_folder() -> Path:
 
 
 def locate(entry: Entry) -> Path | None:
-    """The file or folder with the weights of `entry` on this machine, or None. Looks at names, opens nothing."""
+    """The file or folder with the weights of `entry` on this machine, or None. Looks for files, not into weights."""
     return next((path for path in places(entry) if _is_whole(path)), None)
 
 
@@ -104,11 +103,22 @@ def places(entry: Entry) -> tuple[Path, ...]:
 def _is_whole(path: Path) -> bool:
     if path.is_file():
         return True
-    return (path / "model_index.json").is_file() and all(_has_files(path / part) for part in COMPONENT_FOLDERS)
+    return (
+        (path / "model_index.json").is_file()
+        and (path / "tokenizer" / "tokenizer.json").is_file()
+        and all(_has_weights(path / network) for network in ("transformer", "text_encoder", "vae"))
+    )
 
 
-def _has_files(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.glob("*.json")) and not any(folder.glob("*.incomplete"))
+def _has_weights(folder: Path) -> bool:
+    """Whether all weight files are there: those that an index names, else any. The hub's cache may hold a few only."""
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError):
+            return False
+        return all((folder / name).is_file() for name in names)
+    return any(folder.glob("*.safetensors"))
 
 
 def _hub_cache() -> Path:
