@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from kleinbild.model.catalog import Entry, locate, models_folder
 WANTED = ("model_index.json", "LICENSE*", "transformer/*", "vae/*", "text_encoder/*", "tokenizer/*", "scheduler/*")
 SAFE_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".md", "LICENSE")
 TIMEOUT_SECONDS = 10.0
+ATTEMPTS, PAUSE_SECONDS = 3, 1.0  # as long as nothing arrives
 CHUNK = 1 << 20
 
 Progress = Callable[[int, int], None]
@@ -89,27 +91,37 @@ def _listing(repo: str) -> tuple[str, list[RemoteFile]]:
 
 
 def _fetch(repo: str, commit: str, file: RemoteFile, folder: Path, report: Callable[[int], None]) -> None:
-    """One file, verified; what an earlier call left of it is continued. Goes on as long as something still arrives."""
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of its HTTP library, whichever it is
-
+    """One file, verified; what an earlier call left of it is continued."""
     path = folder / file.name
     if not (path.is_file() and _is_as_stated(path, file)):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.incomplete")
-        while (before := _size(part)) < file.size:
-            try:
-                _stream(repo, commit, file, part, report)
-                failure = None
-            except HTTPError as error:
-                failure = error
-            if _size(part) == before:
-                raise failure or ConnectionError(f"nothing of {file.name} arrives any more")
-        part.touch()  # an empty file is never streamed
+        part.touch()
+        _complete(repo, commit, file, part, report)
         if not _is_as_stated(part, file):
             part.unlink()
             raise WeightsError(f"{file.name} arrived damaged", "run the same command again; the rest is kept")
         part.replace(path)
     report(file.size)
+
+
+def _complete(repo: str, commit: str, file: RemoteFile, part: Path, report: Callable[[int], None]) -> None:
+    """Takes broken connections up again as long as something arrives."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
+
+    failures = 0
+    while (before := part.stat().st_size) < file.size:
+        failure: Exception = ConnectionError(f"nothing more of {file.name} arrives")
+        try:
+            _stream(repo, commit, file, part, report)
+        except HfHubHTTPError:
+            raise  # an answer, not a broken connection
+        except HTTPError as error:
+            failure = error
+        failures = 0 if part.stat().st_size > before else failures + 1
+        if failures >= ATTEMPTS:
+            raise failure
+        time.sleep(PAUSE_SECONDS * failures)
 
 
 def _stream(repo: str, commit: str, file: RemoteFile, part: Path, report: Callable[[int], None]) -> None:
@@ -118,7 +130,7 @@ def _stream(repo: str, commit: str, file: RemoteFile, part: Path, report: Callab
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
     url = hf_hub_url(repo, file.name, revision=commit, endpoint=_endpoint())
-    start = _size(part)
+    start = part.stat().st_size
     headers = {**build_hf_headers(), "Range": f"bytes={start}-", "Accept-Encoding": "identity"}
     session = get_session()
     with session.stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True) as response:
@@ -131,12 +143,8 @@ def _stream(repo: str, commit: str, file: RemoteFile, part: Path, report: Callab
                 report(here)
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 def _is_as_stated(path: Path, file: RemoteFile) -> bool:
-    return _size(path) == file.size and _digest(path, file) in (file.sha256 or file.blob_id, None)
+    return path.stat().st_size == file.size and _digest(path, file) in (file.sha256 or file.blob_id, None)
 
 
 def _digest(path: Path, file: RemoteFile) -> str | None:

@@ -41,6 +41,7 @@ UNWANTED = {
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.setenv("KLEINBILD_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("kleinbild.model.hub.PAUSE_SECONDS", 0.01)
     monkeypatch.setattr("kleinbild.model.hub.CHUNK", 100_000)  # so that a small file has parts
     with serve(Hub(str(ENTRY.repo), {**WANTED, **UNWANTED})) as running:
         monkeypatch.setenv("HF_ENDPOINT", running.url)
