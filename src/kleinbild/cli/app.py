@@ -1,0 +1,75 @@
+"""The list of commands. Each lives in a module of its own and imports what is heavy when it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import kleinbild
+from kleinbild.cli.doctor import doctor
+from kleinbild.cli.info import info
+from kleinbild.cli.models import models, pull
+from kleinbild.cli.nano import nano
+from kleinbild.cli.pictures import edit, generate
+from kleinbild.cli.terminal import result
+from kleinbild.cli.verbs import with_verb
+
+EXIT_CODES = {
+    0: "done",
+    1: "a bug in Kleinbild",
+    2: "the request is wrong: an option, the prompt, a size, a picture",
+    3: "the model: unknown, weights missing or damaged, a goal missed",
+    4: "the result cannot be written",
+    5: "the network or the hub cannot be reached",
+    130: "interrupted",
+}
+ROOT_OPTIONS = ("--help", "-h", "--version", "--install-completion", "--show-completion")
+
+app = typer.Typer(
+    name="kleinbild",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExit codes:\n" + "\n".join(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items()),
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: it is narrow, quick, and the same in a pipe
+)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        result(f"kleinbild {kleinbild.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks of errors; works after any command, too.")
+    ] = False,
+) -> None:
+    """FLUX.2 [klein] on your own machine: pictures from words, edits and combinations.
+
+    A line that starts with no command is a prompt: kleinbild "a fox on a mint background"
+
+    Results go to stdout, everything else to stderr.
+    """
+
+
+app.command()(generate)
+app.command()(edit)
+app.command()(info)
+app.add_typer(models, name="models")
+app.command()(pull)
+app.command()(doctor)
+app.add_typer(nano, name="nano")
+
+
+def invoke(arguments: list[str]) -> int:
+    """Runs the command line and gives its exit code. Raises whatever goes wrong."""
+    command = typer.main.get_command(app)
+    verbs = list(getattr(command, "commands", {}))
+    code = command.main(with_verb(arguments, verbs, ROOT_OPTIONS), prog_name="kleinbild", standalone_mode=False)
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,176 @@
+"""`kleinbild doctor`: what this machine has, what that means, and how long a picture takes on it."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import kleinbild
+from kleinbild.cli import machine, options
+from kleinbild.cli.failures import ENGINE_PACKAGES
+from kleinbild.cli.models import gigabytes
+from kleinbild.cli.terminal import progress, result, result_json
+from kleinbild.core.errors import KleinbildError, ModelError
+
+PROMPT = "a fox on a mint background"
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One line: `value` for programs (--json), `text` for people."""
+
+    name: str
+    value: object
+    text: str
+
+
+def doctor(
+    online: Annotated[
+        bool, typer.Option("--online", help="Also ask whether the hub can be reached. Else no network is used.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Look at this machine and time a picture.
+
+    Exits with 3 if no picture can be made.
+    """
+    facts, failure = [], None
+    with progress("looking at this machine"):
+        try:
+            for fact in examine(online):
+                facts.append(fact)
+                if not as_json:
+                    result(f"{fact.name:<10}{fact.text}")
+        except KleinbildError as error:
+            failure = error
+    if as_json:
+        result_json({fact.name: fact.value for fact in facts})
+    if failure:
+        raise failure
+
+
+def examine(online: bool) -> Iterator[Fact]:
+    """All facts, cheap ones first. Raises KleinbildError where no picture can be made."""
+    yield Fact("kleinbild", kleinbild.__version__, f"{kleinbild.__version__} in {Path(kleinbild.__file__).parent}")
+    yield Fact(
+        "python", platform.python_version(), f"{platform.python_version()} ({sys.executable}) on {platform.platform()}"
+    )
+    yield packages()
+    yield processor()
+    yield memory()
+    yield from models()
+    if online:
+        yield hub()
+    if missing := [name for name in ENGINE_PACKAGES if find_spec(name) is None]:
+        raise ModelError(
+            f"not installed, but needed to make pictures: {', '.join(missing)}", "pip install 'kleinbild[all]'"
+        )
+    yield from device()
+    yield picture()
+
+
+def packages() -> Fact:
+    installed = {name: installed_version(name) for name in (*ENGINE_PACKAGES, "pillow", "huggingface_hub")}
+    return Fact("packages", installed, ", ".join(f"{name} {number or 'MISSING'}" for name, number in installed.items()))
+
+
+def installed_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def processor() -> Fact:
+    flags, cores = machine.cpu_flags(), machine.num_cores()
+    text = f"{cores} core{'s' if cores > 1 else ''}"
+    if flags is not None:
+        fast = [flag for flag in flags if flag in machine.FAST_BFLOAT16]
+        speed = (
+            f"bfloat16 at full speed ({', '.join(fast)})"
+            if fast
+            else "no bfloat16 units, so that large models are slow"
+        )
+        text += f"; {' '.join(flags) or 'no vector units known'}; {speed}"
+    return Fact("cpu", {"cores": cores, "flags": flags}, text)
+
+
+def memory() -> Fact:
+    found = machine.memory()
+    if found is None:
+        return Fact("memory", None, "unknown on this system")
+    total, available = found
+    return Fact(
+        "memory", {"bytes": total, "available": available}, f"{gigabytes(available)} available of {gigabytes(total)}"
+    )
+
+
+def models() -> Iterator[Fact]:
+    """Which are here, and which of the others the memory would hold."""
+    from kleinbild.model.catalog import entries, locate
+
+    here = {entry.name: str(path) for entry in entries() if (path := locate(entry))}
+    yield Fact("models", here, ", ".join(here) or "none here")
+    found = machine.memory()
+    if found is not None:
+        fitting = [entry.name for entry in entries() if entry.size_bytes and entry.size_bytes < found[1]]
+        text = ", ".join(fitting) or "none of the large models; the smallest needs 16 GB of memory"
+        yield Fact("room for", fitting, text)
+
+
+def hub() -> Fact:
+    address, answer = machine.hub()
+    text = f"answered in {answer:.2f} s" if isinstance(answer, float) else f"cannot be reached: {answer}"
+    return Fact("hub", {"address": address, "answer": answer}, f"{address} {text}")
+
+
+def device() -> Iterator[Fact]:
+    import torch
+
+    from kleinbild.engine.runtime import choose_device
+
+    chosen = choose_device(None)
+    why = {
+        "cpu": "torch sees no GPU that it can use",
+        "cuda": "a CUDA GPU is there: " + (torch.cuda.get_device_name() if torch.cuda.is_available() else ""),
+        "mps": "Apple's GPU is there",
+    }
+    yield Fact("device", str(chosen), f"{chosen}: {why.get(chosen.type, '')}; torch {torch.__version__}")
+    yield Fact(
+        "threads", torch.get_num_threads(), f"{torch.get_num_threads()} for computing (OMP_NUM_THREADS changes it)"
+    )
+
+
+def picture() -> Fact:
+    """nano loaded, and two pictures: the first also warms up."""
+    from kleinbild.core.requests import PictureRequest
+    from kleinbild.engine.runtime import Engine
+
+    engine = Engine()
+    times = []
+    for seed in (1, 2):
+        begun = time.perf_counter()
+        engine.generate(PictureRequest(PROMPT, seed=seed))
+        times.append(time.perf_counter() - begun)
+    value = {
+        "model": "nano",
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "load_seconds": round(engine.load_seconds, 3),
+        "first_seconds": round(times[0], 3),
+        "next_seconds": round(times[1], 3),
+        "peak_bytes": machine.peak_memory(),
+    }
+    text = (
+        f"nano in {value['dtype']} (small models; billions of parameters run in bfloat16): loaded in {engine.load_seconds:.2f} s, "
+        f"first picture {times[0]:.2f} s, next {times[1]:.2f} s, peak memory {gigabytes(machine.peak_memory())}"
+    )
+    return Fact("picture", value, text)

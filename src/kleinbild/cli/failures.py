@@ -1,0 +1,46 @@
+"""Errors of others in our words: the command-line library's, missing packages, Ctrl-C at a question."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import typer
+
+from kleinbild.core.errors import KleinbildError, ModelError, RequestError
+
+ENGINE_PACKAGES = ("torch", "transformers", "tokenizers", "jinja2", "safetensors", "numpy")
+
+
+@runtime_checkable
+class UsageError(Protocol):
+    """What the command-line library raises for a wrong line, whichever version is beneath."""
+
+    exit_code: int
+
+    def format_message(self) -> str: ...
+
+
+def in_words(error: Exception) -> KleinbildError | None:
+    """`error` as one that says what to do, or None: then it is a bug of ours."""
+    if isinstance(error, KleinbildError):
+        return error
+    if isinstance(error, UsageError):
+        return _usage(error)
+    if isinstance(error, typer.Abort):
+        return RequestError("stopped at the question", "--yes answers it on the command line")
+    if isinstance(error, ModuleNotFoundError) and error.name in ENGINE_PACKAGES:
+        return ModelError(f"{error.name} is not installed; making pictures needs it", "pip install 'kleinbild[all]'")
+    if isinstance(error, MemoryError):
+        return ModelError("not enough memory", "ask for a smaller picture, or close other programs")
+    return None
+
+
+def _usage(error: UsageError) -> RequestError:
+    command = getattr(getattr(error, "ctx", None), "command_path", "kleinbild")
+    what = error.format_message().split(" (Possible options")[0].split(" Did you mean")[0].rstrip(".")
+    close = getattr(error, "possibilities", None)
+    if close:
+        return RequestError(what, f"did you mean {' or '.join(sorted(close))}? See {command} --help")
+    if what.startswith("Got unexpected extra argument"):
+        return RequestError(what, f'put the prompt in quotes: {command} "a red apple on a beach"')
+    return RequestError(what, f"see {command} --help")

@@ -1,0 +1,99 @@
+"""What `generate` and `edit` share: the request's pictures made one after the other, written, and reported.
+
+1 the place is checked, 2 the model loaded, 3 each picture made, 4 written, 5 told: its path on stdout, the rest on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kleinbild.cli.outputs import plan
+from kleinbild.cli.show import show
+from kleinbild.cli.terminal import Steps, progress, result, result_json, say
+from kleinbild.cli.wishes import Wishes
+from kleinbild.core.errors import OutputError
+from kleinbild.core.metadata import Record
+from kleinbild.core.requests import MAX_SEED, PictureRequest
+from kleinbild.engine.picture import Picture
+
+if TYPE_CHECKING:
+    from kleinbild.engine.runtime import Engine
+
+
+def make(request: PictureRequest, wishes: Wishes, record: Record | None = None) -> list[Picture]:
+    """Makes, writes and reports the pictures; with `record`, the very picture that it was taken from."""
+    destination = plan(wishes)
+    if destination.to_stdout and (wishes.as_json or wishes.show):
+        raise OutputError(
+            "with -o - stdout is the picture itself", "leave --json and --show out, or name a file with -o"
+        )
+    pictures, paths = [], []
+    with progress(f"loading {request.model}") as bar:
+        engine = load(request.model, record)
+        say(
+            f"{engine.model.name} on {engine.device}, {dtype_name(engine)}, loaded in {engine.load_seconds:.1f} s",
+            "dim",
+        )
+        for number in range(1, wishes.count + 1):
+            bar.stage(f"picture {number} of {wishes.count}" if wishes.count > 1 else "picture")
+            picture = make_one(engine, request, record, bar)
+            request = next_request(picture, request)
+            path = destination.write(picture, number)
+            report(picture, path, wishes)
+            pictures.append(picture)
+            paths.append(path)
+    if wishes.as_json:
+        rows = [as_json(*pair) for pair in zip(pictures, paths, strict=True)]
+        result_json(rows if wishes.count > 1 else rows[0])
+    return pictures
+
+
+def load(model: str, record: Record | None) -> Engine:
+    from kleinbild.engine.runtime import Engine
+
+    return Engine(model, device=record.device, dtype=record.dtype) if record else Engine(model)
+
+
+def make_one(engine: Engine, request: PictureRequest, record: Record | None, bar: Steps) -> Picture:
+    if record is not None:
+        return engine.replay(record, request.references, on_step=bar.step)
+    return engine.generate(request, on_step=bar.step)
+
+
+def next_request(made: Picture, request: PictureRequest) -> PictureRequest:
+    """The request for the picture after `made`: the next seed, which the engine may have drawn."""
+    return replace(request, seed=made.seed + 1 if made.seed < MAX_SEED else 0)
+
+
+def report(picture: Picture, path: Path | None, wishes: Wishes) -> None:
+    record = picture.record
+    stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in picture.timings.items() if seconds >= 0.005)
+    steps = f"{record.steps} step{'s' if record.steps > 1 else ''}"
+    say(f"seed {picture.seed} · {record.size} · {steps} · {sum(picture.timings.values()):.2f} s ({stages})")
+    if path is None:
+        return
+    if not wishes.as_json:
+        result(str(path))
+    if wishes.show:
+        show(picture, path)
+
+
+def as_json(picture: Picture, path: Path | None) -> dict[str, Any]:
+    """The picture as --json tells it; `record` is what stands inside the file."""
+    record = picture.record
+    return {
+        "path": str(path),
+        "seed": picture.seed,
+        "model": record.model,
+        "size": str(record.size),
+        "steps": record.steps,
+        "timings": {name: round(seconds, 4) for name, seconds in picture.timings.items()},
+        "record": json.loads(record.to_json()),
+    }
+
+
+def dtype_name(engine: Engine) -> str:
+    return str(engine.dtype).removeprefix("torch.")

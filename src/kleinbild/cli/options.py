@@ -1,0 +1,126 @@
+"""The options that commands share: their names, their help, and how their text becomes values.
+
+Each says its default and unit. Values are read here so that a wrong one is an error in our words, before anything is
+loaded; what only a model knows (its sizes, its guidance) the engine checks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import typer
+
+from kleinbild.core.errors import RequestError
+from kleinbild.core.requests import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
+from kleinbild.core.sizes import Size, parse_aspect, parse_size
+
+MAX_PICTURES = 1000
+
+
+def whole_number(name: str, text: str, least: int, most: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise RequestError(
+            f"{name} {text!r}: not a whole number from {least} to {most}", f"for example {name} {max(least, 4)}"
+        )
+    return number
+
+
+def read_seed(text: str) -> int:
+    return whole_number("--seed", text, 0, MAX_SEED)
+
+
+def read_steps(text: str) -> int:
+    return whole_number("--steps", text, 1, MAX_STEPS)
+
+
+def read_number(text: str) -> int:
+    return whole_number("-n", text, 1, MAX_PICTURES)
+
+
+def read_guidance(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 1 <= number <= MAX_GUIDANCE:
+        raise RequestError(
+            f"--guidance {text!r}: not a number from 1 to {MAX_GUIDANCE:g}", "leave it out for the model's own"
+        )
+    return number
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A name from `kleinbild models`, or a weight file or folder. Default: nano.",
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="A file, which is overwritten; a folder (made if PATH ends in /); or - for stdout. "
+        "Default: a new file in this folder, named after prompt and seed.",
+    ),
+]
+SizeOption = Annotated[
+    Size | None,
+    typer.Option("--size", metavar="WxH", parser=parse_size, help="Width x height in pixels, multiples of 16."),
+]
+Aspect = Annotated[
+    float | None,
+    typer.Option(
+        "--aspect", metavar="W:H", parser=parse_aspect, help="Width to height, such as 3:2, at the model's own area."
+    ),
+]
+Number = Annotated[
+    int,
+    typer.Option(
+        "--number",
+        "-n",
+        metavar="N",
+        parser=read_number,
+        show_default=False,
+        help="How many pictures, with seeds S, S+1, … Default: 1.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="S",
+        parser=read_seed,
+        help="The same seed gives the same picture. Default: drawn at random, and told.",
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps", metavar="K", parser=read_steps, help="Denoising steps. Default: the model's own (4 if distilled)."
+    ),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance",
+        metavar="G",
+        parser=read_guidance,
+        help="Strength of the prompt, base models only. Default: the model's own.",
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option("--format", metavar="FORMAT", help="png, jpeg or webp. Default: what PATH ends in, else png."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Results on stdout as JSON.")]
+Show = Annotated[bool, typer.Option("--show", help="Open each picture when it is done.")]

@@ -1,0 +1,107 @@
+"""`kleinbild generate` and `kleinbild edit`: from a command line to a request and wishes about the result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kleinbild.cli import options
+from kleinbild.cli.wishes import Wishes
+from kleinbild.core.errors import PromptError, RequestError
+from kleinbild.core.requests import PictureRequest
+
+
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT]", help="What the picture shows, in quotes. Not needed with --from."),
+    ] = None,
+    model: options.Model = None,
+    output: options.Output = None,
+    size: options.SizeOption = None,
+    aspect: options.Aspect = None,
+    number: options.Number = 1,
+    seed: options.Seed = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    file_format: options.Format = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Make the picture in FILE again, to the pixel. With PROMPT, --seed, --size, … those are changed.",
+        ),
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image", "-i", metavar="IMAGE", help="With --from: the pictures that FILE was made from, if they moved."
+        ),
+    ] = None,
+    as_json: options.Json = False,
+    show: options.Show = False,
+) -> None:
+    """Make a picture from words.
+
+    `kleinbild "a fox on a mint background"` is short for it.
+    """
+    wishes = Wishes(output, file_format, number, as_json, show)
+    asked = given(model=model, prompt=prompt, size=size, aspect=aspect, seed=seed, steps=steps, guidance=guidance)
+    if source is not None:
+        from kleinbild.cli.replay import make_again
+
+        make_again(source, images or [], asked, wishes)
+    elif images:
+        raise RequestError(
+            "generate starts from words alone", f"to change a picture: kleinbild edit PROMPT -i {images[0]}"
+        )
+    elif prompt is None:
+        raise PromptError("there is no prompt", 'for example: kleinbild generate "a fox on a mint background"')
+    else:
+        from kleinbild.cli.making import make
+
+        make(replace(PictureRequest(prompt), **asked), wishes)
+
+
+def edit(
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help='What to do, in quotes. It may speak of "image 1", "image 2", …')
+    ],
+    images: Annotated[
+        list[str],
+        typer.Option(
+            "--image", "-i", metavar="IMAGE", help="A picture to start from; repeat it for more, in order; - is stdin."
+        ),
+    ],
+    model: options.Model = None,
+    output: options.Output = None,
+    size: options.SizeOption = None,
+    aspect: options.Aspect = None,
+    number: options.Number = 1,
+    seed: options.Seed = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    file_format: options.Format = None,
+    as_json: options.Json = False,
+    show: options.Show = False,
+) -> None:
+    """Change a picture, or combine several.
+
+    Without --size the result is as large as the first picture.
+    """
+    from kleinbild.cli.inputs import read_references
+    from kleinbild.cli.making import make
+
+    asked = given(model=model, size=size, aspect=aspect, seed=seed, steps=steps, guidance=guidance)
+    files, names = read_references(images)
+    request = PictureRequest(prompt, references=files, reference_names=names)
+    make(replace(request, **asked), Wishes(output, file_format, number, as_json, show))
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """What was said on the command line; the rest is the request's to settle."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,16 @@
+"""What a command line asks for beside the picture itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """Where the pictures shall go (`-o`), in which format, how many of them, and how they are told."""
+
+    output: str | None = None
+    format: str | None = None
+    count: int = 1
+    as_json: bool = False
+    show: bool = False
