@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gguf
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -31,7 +32,7 @@ SETTINGS = Settings(
 )
 SPEC = ModelSpec(
     transformer=TransformerSpec(
-        hidden_size=48, num_heads=3, num_double_blocks=2, num_single_blocks=3, context_size=72, rope_axes=(4, 4, 4, 4)
+        hidden_size=64, num_heads=4, num_double_blocks=2, num_single_blocks=3, context_size=72, rope_axes=(4, 4, 4, 4)
     ),
     text_encoder=TextEncoderSpec(
         hidden_size=24,
@@ -140,6 +141,21 @@ def write_model(
     write_tokenizer(folder / "tokenizer")
     (folder / f"{name}.json").write_text(json.dumps(settings.to_json()), "utf-8")
     return folder / f"{name}.safetensors"
+
+
+def write_gguf(path: Path, state: dict[str, Tensor], kinds: dict[str, gguf.GGMLQuantizationType]) -> Path:
+    """A GGUF file as the usual converters write it: each tensor of `kinds` quantized so, all others F32."""
+    writer = gguf.GGUFWriter(path, arch="flux")
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    for name, tensor in state.items():
+        kind = kinds.get(name, gguf.GGMLQuantizationType.F32)
+        writer.add_tensor(name, gguf.quants.quantize(tensor.float().numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def write_state(path: Path, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Path:
