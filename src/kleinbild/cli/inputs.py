@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kleinbild.core.errors import PictureError
-from kleinbild.engine.references import MAX_FILE_BYTES, open_picture, read_file
+from kleinbild.engine.references import MAX_FILE_BYTES, read_file
 
 STDIN = "-"
 
 
 def read_references(names: Sequence[str]) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
-    """The files and their names, in order. Raises PictureError for one that is no picture, before a model is loaded."""
+    """The files and their names, in order. Raises PictureError for one that cannot be read."""
     if list(names).count(STDIN) > 1:
         raise PictureError("-i - was given twice; stdin holds one picture", "give the other one as a file")
     files = tuple(_stdin() if name == STDIN else read_file(Path(name).expanduser()) for name in names)
-    for name, file in zip(names, files, strict=True):
-        open_picture(file, "the picture on stdin" if name == STDIN else name)
     return files, tuple("" if name == STDIN else Path(name).name for name in names)
 
 

@@ -1,11 +1,12 @@
 """What `generate` and `edit` share: the request's pictures made one after the other, written, and reported.
 
-1 the place is checked, 2 the model loaded, 3 each picture made, 4 written, 5 told: its path on stdout, the rest on stderr.
+1 place and request are checked, 2 the model loaded, 3 each picture made, 4 written, 5 told: its path on stdout, the rest on stderr.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from kleinbild.core.errors import OutputError
 from kleinbild.core.metadata import Record
 from kleinbild.core.requests import MAX_SEED, PictureRequest
 from kleinbild.engine.picture import Picture
+from kleinbild.engine.prepare import check
 
 if TYPE_CHECKING:
     from kleinbild.engine.runtime import Engine
@@ -30,13 +32,10 @@ def make(request: PictureRequest, wishes: Wishes, record: Record | None = None) 
         raise OutputError(
             "with -o - stdout is the picture itself", "leave --json and --show out, or name a file with -o"
         )
+    check(request)
     pictures, paths = [], []
     with progress(f"loading {request.model}") as bar:
         engine = load(request.model, record)
-        say(
-            f"{engine.model.name} on {engine.device}, {dtype_name(engine)}, loaded in {engine.load_seconds:.1f} s",
-            "dim",
-        )
         for number in range(1, wishes.count + 1):
             bar.stage(f"picture {number} of {wishes.count}" if wishes.count > 1 else "picture")
             picture = make_one(engine, request, record, bar)
@@ -52,9 +51,13 @@ def make(request: PictureRequest, wishes: Wishes, record: Record | None = None) 
 
 
 def load(model: str, record: Record | None) -> Engine:
-    from kleinbild.engine.runtime import Engine
+    begun = time.perf_counter()
+    from kleinbild.engine.runtime import Engine  # torch: the larger part of the time for small models
 
-    return Engine(model, device=record.device, dtype=record.dtype) if record else Engine(model)
+    engine = Engine(model, device=record.device, dtype=record.dtype) if record else Engine(model)
+    dtype = str(engine.dtype).removeprefix("torch.")
+    say(f"{engine.model.name} on {engine.device}, {dtype}, loaded in {time.perf_counter() - begun:.1f} s", "dim")
+    return engine
 
 
 def make_one(engine: Engine, request: PictureRequest, record: Record | None, bar: Steps) -> Picture:
@@ -93,7 +96,3 @@ def as_json(picture: Picture, path: Path | None) -> dict[str, Any]:
         "timings": {name: round(seconds, 4) for name, seconds in picture.timings.items()},
         "record": json.loads(record.to_json()),
     }
-
-
-def dtype_name(engine: Engine) -> str:
-    return str(engine.dtype).removeprefix("torch.")

@@ -87,10 +87,10 @@ class Steps:
         self._bar, self._task = bar, task
 
     def stage(self, description: str) -> None:
-        self._bar.reset(self._task, description=description, total=None)
+        self._bar.reset(self._task, description=description, total=None, count="")
 
     def step(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total)
+        self._bar.update(self._task, completed=done, total=total, count=f"{done}/{total}")
 
 
 @contextmanager
@@ -99,13 +99,14 @@ def progress(description: str, *, in_bytes: bool = False) -> Iterator[Steps]:
     from rich import progress as rich
 
     console, same_terminal = stderr(), sys.stdout is not None and sys.stdout.isatty()  # then results go above the bar
-
-    numbers = (rich.DownloadColumn(), rich.TransferSpeedColumn()) if in_bytes else (rich.MofNCompleteColumn(),)
+    numbers = (
+        (rich.DownloadColumn(), rich.TransferSpeedColumn()) if in_bytes else (rich.TextColumn("{task.fields[count]}"),)
+    )
     columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), *numbers, rich.TimeElapsedColumn())
     with rich.Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal, redirect_stdout=same_terminal
     ) as bar:
-        yield Steps(bar, bar.add_task(description, total=None))
+        yield Steps(bar, bar.add_task(description, total=None, count=""))
 
 
 @cache

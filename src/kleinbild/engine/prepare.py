@@ -13,10 +13,13 @@ from kleinbild.core.errors import PromptError, RequestError, SizeError
 from kleinbild.core.requests import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, PictureRequest
 from kleinbild.core.sizes import Size, SizeRange, check_aspect, size_for_aspect
 from kleinbild.engine.references import prepare_reference
+from kleinbild.model.spec import ModelSpec
+from kleinbild.model.weights.settings import Settings
+from kleinbild.model.weights.sources import locate_parts, model_spec
 
 if TYPE_CHECKING:
     from kleinbild.model.tokenizer import TokenizedPrompt
-    from kleinbild.model.weights import Model, Settings
+    from kleinbild.model.weights import Model
 
 _DRAWN_SEEDS = 2**32  # any seed up to 2**63 - 1 may be given; drawn ones stay short enough to read aloud
 
@@ -36,13 +39,11 @@ class Prepared:
 
 def prepare(request: PictureRequest, model: Model) -> Prepared:
     """Checks `request` and fills in the model's defaults. Raises RequestError or one of its kinds."""
-    sizes = size_range(model)
     settings = model.settings
+    sizes = size_range(settings, model.spec)
     _check_prompt(request, settings.vocabulary)
     tokens = model.tokenizer(request.prompt)
-    references = tuple(
-        prepare_reference(file, _reference_name(request, i), sizes) for i, file in enumerate(request.references)
-    )
+    references = _references(request, sizes)
     return Prepared(
         request=request,
         tokens=tokens,
@@ -54,10 +55,24 @@ def prepare(request: PictureRequest, model: Model) -> Prepared:
     )
 
 
-def size_range(model: Model) -> SizeRange:
-    """The sizes that `model` makes."""
-    settings = model.settings
-    return SizeRange(settings.min_side, settings.max_side, settings.max_pixels, model.spec.autoencoder.pixels_per_token)
+def check(request: PictureRequest) -> None:
+    """Raises what `prepare` would, before the model is loaded and without torch: all but the limit of tokens.
+
+    Raises what loading would where the model is unknown or parts of it are not here.
+    """
+    name, parts = locate_parts(request.model)
+    settings = parts.settings
+    sizes = size_range(settings, model_spec(parts))
+    _check_prompt(request, settings.vocabulary)
+    _size(request, _references(request, sizes), settings, sizes)
+    _seed(request.seed)
+    _steps(request.steps, settings)
+    _guidance(request.guidance, settings, name)
+
+
+def size_range(settings: Settings, spec: ModelSpec) -> SizeRange:
+    """The sizes that a model makes."""
+    return SizeRange(settings.min_side, settings.max_side, settings.max_pixels, spec.autoencoder.pixels_per_token)
 
 
 def _check_prompt(request: PictureRequest, vocabulary: str | None) -> None:
@@ -75,6 +90,12 @@ def _check_prompt(request: PictureRequest, vocabulary: str | None) -> None:
         from kleinbild.nano.words import check
 
         check(request.prompt, len(request.references))
+
+
+def _references(request: PictureRequest, sizes: SizeRange) -> tuple[Image.Image, ...]:
+    return tuple(
+        prepare_reference(file, _reference_name(request, i), sizes) for i, file in enumerate(request.references)
+    )
 
 
 def _reference_name(request: PictureRequest, index: int) -> str:

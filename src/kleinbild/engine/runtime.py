@@ -39,7 +39,7 @@ class Engine:
         begun = time.perf_counter()
         self.name = str(model)
         self.model: Model = load_model(model, device=choose_device(device), dtype=choose_dtype(dtype))
-        self.sizes = size_range(self.model)
+        self.sizes = size_range(self.model.settings, self.model.spec)
         self.load_seconds = time.perf_counter() - begun
         self._lock = threading.Lock()
 

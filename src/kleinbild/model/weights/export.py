@@ -24,10 +24,10 @@ from kleinbild.model.spec import AutoencoderSpec, TransformerSpec
 from kleinbild.model.text_encoder import TextEncoder, qwen3_config
 from kleinbild.model.weights.convert import convert_from_ours
 from kleinbild.model.weights.layouts import diffusers_autoencoder, diffusers_transformer
-from kleinbild.model.weights.load import Model, load_model, resolve
+from kleinbild.model.weights.load import Model, load_model
 from kleinbild.model.weights.settings import SETTINGS_FILE, write_settings
 from kleinbild.model.weights.shapes import text_encoder_shapes
-from kleinbild.model.weights.sources import MODEL_INDEX, find_parts
+from kleinbild.model.weights.sources import MODEL_INDEX, find_parts, resolve
 
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 SCHEDULER = {

@@ -17,8 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from kleinbild.core.errors import MissingWeightsError, WeightsError
-from kleinbild.model import catalog
+from kleinbild.core.errors import WeightsError
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.spec import ModelSpec
 from kleinbild.model.text_encoder import TextEncoder
@@ -29,7 +28,7 @@ from kleinbild.model.weights.convert import to_ours
 from kleinbild.model.weights.fit import Spec, expected_shapes, require_fit, sources_of
 from kleinbild.model.weights.gguf import gguf_reader
 from kleinbild.model.weights.settings import Settings
-from kleinbild.model.weights.sources import find_parts, model_spec, require_all
+from kleinbild.model.weights.sources import locate_parts, model_spec
 
 LARGE = 1_000_000_000  # parameters of the transformer from which on bfloat16 is the default
 SAMPLE_BLOCKS, SAMPLE_LENGTH = 64, 4096  # of a large tensor, what the fingerprint looks at
@@ -64,16 +63,14 @@ def load_model(
     Raises UnknownModelError, MissingWeightsError where parts are not on this machine, and WeightsError where a file is
     damaged, does not fit, or holds NaN or infinity.
     """
-    entry, path = resolve(name_or_path)
-    parts = find_parts(path, entry.variant if entry else None)
-    require_all(parts, entry)
+    name, parts = locate_parts(name_or_path)
     spec = model_spec(parts)
     device, digest = torch.device(device), hashlib.sha256()
     dtype = dtype or _default_dtype(spec)
     components = parts.components
-    assert parts.tokenizer is not None  # `require_all` has seen to it
+    assert parts.tokenizer is not None  # `locate_parts` has seen to it
     return Model(
-        name=entry.name if entry else path.stem,
+        name=name,
         spec=spec,
         settings=parts.settings,
         transformer=load_network(Flux2Transformer, spec.transformer, components["transformer"], device, dtype, digest),
@@ -84,23 +81,6 @@ def load_model(
         dtype=dtype,
         fingerprint=digest.hexdigest()[:16],
     )
-
-
-def resolve(name_or_path: str | Path) -> tuple[catalog.Entry | None, Path]:
-    """The catalog's entry, if it is a known name, and where its weights are. Known names come before paths."""
-    name, path = str(name_or_path), Path(name_or_path).expanduser()
-    is_known = name.lower() in [entry.name for entry in catalog.entries()]
-    if not is_known and (path.exists() or len(path.parts) > 1 or path.suffix):
-        return None, path
-    entry = catalog.find(name)
-    located = catalog.locate(entry)
-    if located is None:
-        looked = ", ".join(map(str, catalog.places(entry)))
-        raise MissingWeightsError(
-            f"the weights of {entry.name} are not on this machine; looked in {looked}",
-            f"`kleinbild pull {entry.name}` fetches them" if entry.repo else "install Kleinbild again",
-        )
-    return entry, located
 
 
 def load_network(

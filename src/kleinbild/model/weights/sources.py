@@ -41,6 +41,34 @@ class Parts:
         return (*absent, *(() if self.tokenizer else ("tokenizer",)))
 
 
+def locate_parts(name_or_path: str | Path) -> tuple[str, Parts]:
+    """The name and all parts of a known model, or of the one in a weight file or folder.
+
+    Raises UnknownModelError, and MissingWeightsError where parts are not on this machine.
+    """
+    entry, path = resolve(name_or_path)
+    parts = find_parts(path, entry.variant if entry else None)
+    require_all(parts, entry)
+    return (entry.name if entry else path.stem), parts
+
+
+def resolve(name_or_path: str | Path) -> tuple[catalog.Entry | None, Path]:
+    """The catalog's entry, if it is a known name, and where its weights are. Known names come before paths."""
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    is_known = name.lower() in [entry.name for entry in catalog.entries()]
+    if not is_known and (path.exists() or len(path.parts) > 1 or path.suffix):
+        return None, path
+    entry = catalog.find(name)
+    located = catalog.locate(entry)
+    if located is None:
+        looked = ", ".join(map(str, catalog.places(entry)))
+        raise MissingWeightsError(
+            f"the weights of {entry.name} are not on this machine; looked in {looked}",
+            f"`kleinbild pull {entry.name}` fetches them" if entry.repo else "install Kleinbild again",
+        )
+    return entry, located
+
+
 def find_parts(path: Path, variant: Variant | None = None) -> Parts:
     """Everything that belongs to the model at `path`. `variant` is what its catalog entry says, if it has one."""
     if not path.exists():
