@@ -39,7 +39,7 @@ def test_the_pipeline_loads(exported: tuple[Model, Path, Any]) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("prompt", ["a red cat", "Two BLUE dogs!!", "", "é 猫 🐈 … odd"])
+@pytest.mark.parametrize("prompt", ["a red cat", "Two BLUE dogs!!", "", "é 🐈 … odd"])
 def test_tokens_and_context_agree(exported: tuple[Model, Path, Any], prompt: str) -> None:
     model, _, pipe = exported
     tokenized = model.tokenizer(prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from pathlib import Path
@@ -80,10 +81,8 @@ def test_a_damaged_gguf_header_is_never_a_crash(tmp_path: Path, place: int, valu
     content = bytearray(whole.read_bytes())
     content[place] = value
     damaged.write_bytes(content)
-    try:
+    with contextlib.suppress(WeightsError):
         read_header(damaged)
-    except WeightsError:
-        pass
 
 
 def header(values: object, body: bytes = b"") -> bytes:

@@ -343,7 +343,7 @@ def test_damaged_settings(path: Path, content: str) -> None:
 
 def test_a_damaged_tokenizer(path: Path) -> None:
     (path.parent / "tokenizer" / "tokenizer.json").write_text("{}")
-    with pytest.raises(WeightsError, match="the tokenizer in .* cannot be read"):
+    with pytest.raises(WeightsError, match=r"the tokenizer in .* cannot be read"):
         load_model(path)
 
 
