@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import kleinbild
+from kleinbild.cli import examples
 from kleinbild.cli.doctor import doctor
 from kleinbild.cli.info import info
 from kleinbild.cli.models import models, pull
@@ -47,19 +48,25 @@ def root(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks of errors; works after any command, too.")
+        bool,
+        typer.Option(
+            "--debug", help="Show tracebacks of errors. Works after a command, too; as does KLEINBILD_DEBUG=1."
+        ),
     ] = False,
 ) -> None:
     """FLUX.2 [klein] on your own machine: pictures from words, edits and combinations.
 
-    A line that starts with no command is a prompt: kleinbild "a fox on a mint background"
+    A line that starts with no command is a prompt:
 
-    Results go to stdout, everything else to stderr.
+    \b
+      kleinbild "a fox on a mint background"
+
+    Results go to stdout (paths of pictures, or JSON with --json), everything else to stderr.
     """
 
 
-app.command()(generate)
-app.command()(edit)
+app.command(epilog=examples.block(examples.GENERATE))(generate)
+app.command(epilog=examples.block(examples.EDIT))(edit)
 app.command()(info)
 app.add_typer(models, name="models")
 app.command()(pull)

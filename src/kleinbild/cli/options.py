@@ -75,12 +75,20 @@ Output = Annotated[
 ]
 SizeOption = Annotated[
     Size | None,
-    typer.Option("--size", metavar="WxH", parser=parse_size, help="Width x height in pixels, multiples of 16."),
+    typer.Option(
+        "--size",
+        metavar="WxH",
+        parser=parse_size,
+        help="Width x height in pixels, multiples of 16. Default: the model's own, of an edit the first picture's.",
+    ),
 ]
 Aspect = Annotated[
     float | None,
     typer.Option(
-        "--aspect", metavar="W:H", parser=parse_aspect, help="Width to height, such as 3:2, at the model's own area."
+        "--aspect",
+        metavar="W:H",
+        parser=parse_aspect,
+        help="Instead of --size: width to height, such as 3:2, at the model's own area.",
     ),
 ]
 Number = Annotated[

@@ -17,7 +17,7 @@ from kleinbild.core.requests import PictureRequest
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="[PROMPT]", help="What the picture shows, in quotes. Not needed with --from."),
+        typer.Argument(metavar="PROMPT", help="What the picture shows, in quotes. Not needed with --from."),
     ] = None,
     model: options.Model = None,
     output: options.Output = None,
@@ -45,10 +45,7 @@ def generate(
     as_json: options.Json = False,
     show: options.Show = False,
 ) -> None:
-    """Make a picture from words.
-
-    `kleinbild "a fox on a mint background"` is short for it.
-    """
+    """Make a picture from words."""
     wishes = Wishes(output, file_format, number, as_json, show)
     asked = given(model=model, prompt=prompt, size=size, aspect=aspect, seed=seed, steps=steps, guidance=guidance)
     if source is not None:
@@ -89,10 +86,7 @@ def edit(
     as_json: options.Json = False,
     show: options.Show = False,
 ) -> None:
-    """Change a picture, or combine several.
-
-    Without --size the result is as large as the first picture.
-    """
+    """Change a picture, or combine several."""
     from kleinbild.cli.inputs import read_references
     from kleinbild.cli.making import make
 

@@ -1,0 +1,93 @@
+"""Writes docs/cli.md from the commands themselves: `python -m kleinbild.cli.handbook > docs/cli.md`.
+
+A test compares the two, so that the page cannot say anything else than the help.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from kleinbild.cli.app import EXIT_CODES, app
+from kleinbild.cli.terminal import result
+
+PREFACE = """\
+# The command `kleinbild`
+
+<!-- Written by `python -m kleinbild.cli.handbook > docs/cli.md`; change the help in src/kleinbild/cli instead. -->
+
+A line that starts with no command is a prompt: `kleinbild "a fox on a mint background"` means
+`kleinbild generate "a fox on a mint background"`. A single word that is close to a command's name is taken for a
+mistyped command.
+
+**Results go to stdout, everything else to stderr.** Results are the paths of the pictures, one a line; with `--json` an
+object for each (an array where `-n` asks for more than one) with `path`, `seed`, `model`, `size`, `steps`, `timings`
+(seconds by stage) and `record` (what stands inside the file). The seed is always told on stderr. Colours and the
+progress bar appear on terminals only; `NO_COLOR` is respected.
+
+**Where pictures go.** Without `-o`, into the current folder as `PROMPT-SEED.png`; a name that is taken gets `-2`, `-3`, ….
+`-o FILE` is overwritten. `-o DIR` (a folder that exists, or a path that ends in `/`, which is made) puts names as above
+there. With `-n` and a FILE they are `FILE-1`, `FILE-2`, …. A FILE's folder must exist. Files are written under a
+temporary name and moved, so that there is never half a picture.
+
+**Errors** are two lines on stderr: what, and what to do. `--debug` (or `KLEINBILD_DEBUG=1`) shows the traceback.
+
+| exit code | meaning |
+|---|---|
+"""
+REPLAY = """
+A replay gives the same pixels on the same kind of device and with the same weights; otherwise it says what differs. The
+pictures that an edit was made from are found by their recorded names beside FILE or in the current folder if their
+content is the same, or are given with `-i`, all of them and in order. FILE's own pixels are compared with the result
+unless it is a JPEG.
+"""
+
+
+def pages() -> str:
+    """The whole page."""
+    codes = "".join(f"| {code} | {meaning} |\n" for code, meaning in EXIT_CODES.items())
+    root = typer.main.get_command(app)
+    return PREFACE + codes + "".join(section for name, command in commands(root) for section in describe(name, command))
+
+
+def commands(group: Any, prefix: str = "kleinbild") -> Iterator[tuple[str, Any]]:
+    """All commands with their full names, groups before their members. Groups without options of their own are left out."""
+    for name, command in group.commands.items():
+        full = f"{prefix} {name}"
+        if not hasattr(command, "commands"):
+            yield full, command
+            continue
+        if command.invoke_without_command:
+            yield full, command
+        yield from commands(command, full)
+
+
+def describe(name: str, command: Any) -> Iterator[str]:
+    """Heading, help, parameters and examples of one command."""
+    shown = [parameter for parameter in command.params if parameter.name != "help"]
+    arguments = " ".join(parameter.metavar for parameter in shown if parameter.param_type_name == "argument")
+    yield f"\n## `{' '.join(filter(None, (name, arguments, '[OPTIONS]')))}`\n{inspect.cleandoc(command.help or '')}\n\n"
+    yield "| | | |\n|---|---|---|\n" + "".join(map(row, shown))
+    if command.epilog:
+        lines = [line.strip() for line in command.epilog.splitlines()[2:]]
+        yield "\n```sh\n" + "\n".join(lines) + "\n```\n"
+    if name == "kleinbild generate":
+        yield REPLAY
+
+
+def row(parameter: Any) -> str:
+    """A parameter's names, value and help."""
+    is_option = parameter.param_type_name == "option"
+    names = (
+        ", ".join(f"`{name}`" for name in sorted(parameter.opts, key=len)) if is_option else f"`{parameter.metavar}`"
+    )
+    value = f"`{parameter.metavar}`" if is_option and parameter.metavar else ""
+    cells = (names, value, parameter.help + (" Required." if is_option and parameter.required else ""))
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+if __name__ == "__main__":
+    result(pages().rstrip("\n"))
