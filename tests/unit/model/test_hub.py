@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kleinbild.core.errors import MissingWeightsError, NetworkError, OutputError, WeightsError
+from kleinbild.core.errors import MissingWeightsError, ModelError, NetworkError, OutputError, WeightsError
 from kleinbild.model import catalog
 from kleinbild.model.hub import pull
 from tests.unit.model.hub_server import Hub, serve
@@ -143,6 +144,14 @@ def test_offline_is_one_line_of_what_and_one_of_what_to_do(monkeypatch: pytest.M
         pull(ENTRY)
     assert "\n" not in caught.value.message + caught.value.hint
     assert caught.value.hint.startswith("check the connection")
+
+
+def test_without_the_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KLEINBILD_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
+    with pytest.raises(ModelError, match="needs the hub's client") as caught:
+        pull(ENTRY)
+    assert "kleinbild[hub]" in caught.value.hint
 
 
 def test_a_folder_that_cannot_be_written_is_said(hub: Hub, tmp_path: Path) -> None:

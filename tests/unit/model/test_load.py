@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kleinbild.core.errors import MissingWeightsError, UnknownModelError, WeightsError
+from kleinbild.core.errors import MissingWeightsError, ModelError, UnknownModelError, WeightsError
 from kleinbild.model.weights import Model, Settings, load_model
 from kleinbild.model.weights.convert import convert_from_ours
 from kleinbild.model.weights.export import export_diffusers
@@ -211,6 +212,15 @@ def test_gguf_k_quants(path: Path) -> None:
     path.unlink()
     loaded = load_model(path.with_suffix(".gguf")).transformer.get_parameter(name)
     assert np.array_equal(loaded.numpy(), gguf.quants.dequantize(blocks, kind))
+
+
+def test_gguf_without_its_package(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.write_gguf(path.with_suffix(".gguf"), load_file(path), {})
+    path.unlink()
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ModelError, match="is a GGUF file") as caught:
+        load_model(path.with_suffix(".gguf"))
+    assert "pip install 'kleinbild[gguf]'" in caught.value.hint
 
 
 # --- what is wrong -------------------------------------------------------------------------------------------------
