@@ -30,7 +30,9 @@ MAX_REFERENCE_PIXELS = 1024 * 1024
 MIN_SIDE = 8
 """Pictures with a shorter side are no pictures of anything; up to the model's least side they are enlarged."""
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # pure decoders, none runs a program
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+"""Pure decoders, none of which runs a program. MPO, what some phones write, is opened as the JPEG that it begins with."""
+
 _GIVE_OTHER = "give a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF file"
 _warnings_lock = threading.Lock()
 

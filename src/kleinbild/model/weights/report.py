@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from kleinbild.core.errors import WeightsError
+from kleinbild.core.errors import MissingWeightsError, WeightsError
 from kleinbild.model.weights.components import Component, Kind, Layout, recognize
 from kleinbild.model.weights.fit import Misshapen, Spec, fit
 from kleinbild.model.weights.headers import INDEX_SUFFIX, read_header, read_index
@@ -78,6 +78,8 @@ def check(path: Path) -> Report:
 
     Raises MissingWeightsError where there is nothing, WeightsError where a header is damaged or the content is unknown.
     """
+    if not path.exists():
+        raise MissingWeightsError(f"there is no {path}", "name a weight file or a model folder")
     return _check_folder(path) if path.is_dir() else _check_file(path)
 
 
