@@ -12,7 +12,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import kleinbild
 from kleinbild.core.errors import UnknownModelError
 from kleinbild.model.weights.settings import Variant
 from kleinbild.model.weights.specs import Family
@@ -38,6 +37,7 @@ class Entry:
         return self.repo is None
 
 
+PACKAGED = Path(__file__).parent.parent / "nano" / "weights"
 APACHE = ("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 NON_COMMERCIAL = "FLUX Non-Commercial License"
 
@@ -95,7 +95,7 @@ def locate(entry: Entry) -> Path | None:
 def places(entry: Entry) -> tuple[Path, ...]:
     """Where `locate` looks, in this order."""
     if entry.repo is None:
-        return (Path(kleinbild.__file__).parent / "nano" / "weights" / f"{entry.name}.safetensors",)
+        return (PACKAGED / f"{entry.name}.safetensors",)
     cached = _hub_cache() / f"models--{entry.repo.replace('/', '--')}"
     return (models_folder() / entry.name, *_snapshots(cached))
 

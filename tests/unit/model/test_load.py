@@ -400,9 +400,8 @@ def test_official_folders_have_the_official_settings(
 @pytest.fixture
 def package(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package that carries the tiny model as nano and, with other settings, as nano-base."""
-    monkeypatch.setattr("kleinbild.__file__", str(tmp_path / "package" / "__init__.py"))
-    weights = tmp_path / "package" / "nano" / "weights"
-    weights.parent.mkdir(parents=True)
+    weights = tmp_path / "package"
+    monkeypatch.setattr("kleinbild.model.catalog.PACKAGED", weights)
     path.parent.rename(weights)
     base = replace(tiny.SETTINGS, distilled=False, default_steps=25, default_guidance=2.0, vocabulary="nano")
     tiny.write_state(weights / "nano-base.safetensors", tiny.transformer(seed=9).state_dict())

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kleinbild.model.weights.report import Report, check
     from kleinbild.model.weights.export import export_diffusers
     from kleinbild.model.weights.load import Model, load_model
+    from kleinbild.model.weights.report import Report, check
     from kleinbild.model.weights.settings import Settings
 
 __all__ = ["Model", "Report", "Settings", "check", "export_diffusers", "load_model"]

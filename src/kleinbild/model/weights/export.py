@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kleinbild import __version__
 from kleinbild.core.errors import OutputError
 from kleinbild.model import catalog
 from kleinbild.model.spec import AutoencoderSpec, TransformerSpec
@@ -160,7 +159,7 @@ def _readme(model: Model, entry: catalog.Entry | None) -> str:
     licence = f"{entry.licence}, {entry.licence_url}" if entry else "that of the source"
     return f"""# {model.name}, as a diffusers folder
 
-Written by Kleinbild {__version__}. Licence of the weights: {licence}.
+Written by Kleinbild. Licence of the weights: {licence}.
 
 ```python
 import torch
