@@ -53,7 +53,8 @@ def attend_streams(
     cached: Sequence[KeyValue] | None,
 ) -> tuple[Tensor, Tensor, list[KeyValue]]:
     """Joint attention of the two streams' (q, k, v), each (rows, H, d); gives text rows, stream rows, kept K/V."""
-    out_text, out_stream, kept = [], [], []
+    out_text, out_stream = [], []
+    kept: list[KeyValue] = []
     text_at = stream_at = 0
     for i, run in enumerate(packing.runs):
         of_text = [_view(x, text_at, run.count, run.num_text) for x in text]
@@ -71,7 +72,8 @@ def attend_joint(
     q_NHd: Tensor, k_NHd: Tensor, v_NHd: Tensor, packing: Packing, cached: Sequence[KeyValue] | None
 ) -> tuple[Tensor, list[KeyValue]]:
     """Attention over rows that already lie request by request (text, image, references); gives rows and kept K/V."""
-    outs, kept, at = [], [], 0
+    outs, at = [], 0
+    kept: list[KeyValue] = []
     for i, run in enumerate(packing.runs):
         q, k, v = (_view(x, at, run.count, run.num_all) for x in (q_NHd, k_NHd, v_NHd))
         outs.append(_attend_run(q, k, v, run, packing, cached[i] if cached else None, kept).flatten(0, 1))
@@ -97,7 +99,8 @@ def _attend_run(
 def _attention(q_gLHd: Tensor, k_gLHd: Tensor, v_gLHd: Tensor) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q_gLHd, k_gLHd, v_gLHd))
     if q.requires_grad and q.device.type == "cpu":  # backwards the fused kernel is three times slower there (training)
-        return (torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v).transpose(1, 2)
+        weighted: Tensor = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
+        return weighted.transpose(1, 2)
     out: Tensor = F.scaled_dot_product_attention(q, k, v)
     return out.transpose(1, 2)
 
