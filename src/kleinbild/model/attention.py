@@ -106,7 +106,8 @@ def _attention(q_gLHd: Tensor, k_gLHd: Tensor, v_gLHd: Tensor) -> Tensor:
 
 
 def _view(x_NHd: Tensor, at: int, count: int, length: int) -> Tensor:
-    return x_NHd[at : at + count * length].unflatten(0, (count, length))
+    rows: Tensor = x_NHd[at : at + count * length].unflatten(0, (count, length))
+    return rows
 
 
 def _join(parts: list[Tensor]) -> Tensor:
