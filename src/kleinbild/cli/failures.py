@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Protocol, runtime_checkable
 
 import typer
 
-from kleinbild.core.errors import KleinbildError, ModelError, RequestError
+from kleinbild.core.errors import KleinbildError, ModelError, OutputError, RequestError
 
 ENGINE_PACKAGES = ("torch", "transformers", "tokenizers", "jinja2", "safetensors", "numpy")
 
@@ -30,6 +31,8 @@ def in_words(error: Exception) -> KleinbildError | None:
         return RequestError("stopped at the question", "--yes answers it on the command line")
     if isinstance(error, ModuleNotFoundError) and error.name in ENGINE_PACKAGES:
         return ModelError(f"{error.name} is not installed; making pictures needs it", "pip install 'kleinbild[all]'")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return OutputError("no space left where the result goes", "make room, or choose another place")
     if isinstance(error, MemoryError):
         return ModelError("not enough memory", "ask for a smaller picture, or close other programs")
     return None

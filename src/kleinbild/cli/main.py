@@ -22,8 +22,6 @@ def run(arguments: list[str]) -> int:
         return _run(arguments)
     except KeyboardInterrupt:
         return _interrupted()
-    except BrokenPipeError:
-        return _reader_left()
     except Exception as error:
         if debug:
             raise
@@ -49,8 +47,10 @@ def _run(arguments: list[str]) -> int:
 
 def _explain(error: Exception) -> int:
     from kleinbild.cli.failures import in_words
-    from kleinbild.cli.terminal import show_error
+    from kleinbild.cli.terminal import ReaderLeftError, show_error
 
+    if isinstance(error, ReaderLeftError):
+        return _reader_left()
     known = in_words(error)
     if known is None:
         show_error(
@@ -67,6 +67,6 @@ def _interrupted() -> int:
 
 
 def _reader_left() -> int:
-    """The reader of our stdout is gone (`| head -1`): nothing to say, and Python must not try to flush at exit."""
+    """Nothing to say, and Python must not fail once more when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return OUTPUT

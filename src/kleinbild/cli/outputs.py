@@ -49,14 +49,14 @@ def plan(wishes: Wishes) -> Destination:
     output, asked, count = wishes.output, read_format(wishes.format), wishes.count
     if output == STDOUT:
         return _stdout(asked, count)
+    if output == "":
+        raise OutputError("-o is empty", "name a file or a folder")
     path = Path(output or ".").expanduser()
     is_folder = output is None or output.endswith(("/", os.sep)) or path.is_dir()
     if not is_folder:
-        if output == "":
-            raise OutputError("-o is empty", "name a file or a folder")
         require_writable(path.parent)
         return Destination(format_for(path, asked), path.parent, path, count=count)
-    require_writable(path if path.is_dir() or path.is_symlink() or path.exists() else path.parent)
+    require_writable(path if os.path.lexists(path) else path.parent)
     return Destination(asked or "png", path, count=count)
 
 

@@ -6,6 +6,7 @@ first word is said.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -18,6 +19,10 @@ from kleinbild.core.errors import OutputError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
+
+
+class ReaderLeftError(Exception):
+    """The program that reads our stdout is gone, as in `kleinbild models | head -1`. No error worth words."""
 
 
 def result(text: str) -> None:
@@ -48,11 +53,10 @@ def result_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers:
         table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    console = Console(highlight=False)
-    console.width = 10_000  # as wide as it gets; a table takes what it needs
-    with console.capture() as capture:
-        console.print(table)
-    result("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    page = io.StringIO()
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    Console(file=page, width=10_000, force_terminal=is_terminal, highlight=False).print(table)  # it takes what it needs
+    result("\n".join(line.rstrip() for line in page.getvalue().splitlines()))
 
 
 def say(text: str, style: str = "") -> None:
@@ -132,12 +136,12 @@ def keep_file_names() -> None:
 
 @contextmanager
 def _stdout() -> Iterator[TextIO]:
-    """stdout, its failures in words. A reader that left is no failure worth words: BrokenPipeError passes."""
+    """stdout, its failures in words."""
     if sys.stdout is None:
         raise OutputError("stdout is closed", "give it a place to go to, for example > /dev/null")
     try:
         yield sys.stdout
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError as error:
+        raise ReaderLeftError from error
     except OSError as error:
         raise OutputError(f"stdout cannot be written: {error.strerror or error}", "send it to another place") from error
