@@ -1,12 +1,14 @@
 """A tiny model with random weights, in memory and on disk: what tests use where real weights would be too much.
 
-The numbers differ from each other on purpose (fewer key-value heads than heads, levels of different widths, a text
-encoder longer than needed), and the weights are large enough that every path through the networks matters.
+Networks are made once and shared: nothing may change their weights. The numbers differ from each other on purpose
+(fewer key-value heads than heads, levels of different widths, a text encoder longer than needed), and the weights are
+large enough that every path through the networks matters.
 """
 
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import gguf
@@ -80,32 +82,36 @@ def randomize(network: nn.Module, seed: int) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+@cache
 def transformer(seed: int = 1, spec: TransformerSpec = SPEC.transformer) -> Flux2Transformer:
     network = Flux2Transformer(spec)
     randomize(network, seed)
     return network
 
 
+@cache
 def text_encoder(seed: int = 2, spec: TextEncoderSpec = SPEC.text_encoder) -> TextEncoder:
     network = TextEncoder(spec)
     randomize(network, seed)
     return network
 
 
+@cache
 def autoencoder(seed: int = 3, spec: AutoencoderSpec = SPEC.autoencoder) -> Autoencoder:
     network = Autoencoder(spec)
     randomize(network, seed)
     return network
 
 
-def write_tokenizer(folder: Path) -> Path:
+@cache
+def tokenizer() -> Tokenizer:
     """A byte-level BPE with a normalizer of its own, as nano's: lower case, no closing punctuation."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence(
+    built = Tokenizer(models.BPE())
+    built.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"[.!?\s]+$"), "")]
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
     special = [
         AddedToken(token, special=True, normalized=False) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     ]
@@ -115,9 +121,13 @@ def write_tokenizer(folder: Path) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    built.train_from_iterator(SENTENCES, trainer)
+    return built
+
+
+def write_tokenizer(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer().save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": "<|endoftext|>",

@@ -109,6 +109,18 @@ def test_every_missing_extra_and_misshapen_tensor(path: Path) -> None:
     assert [(m.name, m.expected, m.actual) for m in component.misshapen] == [("img_in.weight", (64, 128), (64, 127))]
 
 
+def test_shards_by_their_index(path: Path, tmp_path: Path) -> None:
+    state = load_file(path)
+    names = sorted(state)
+    files = {name: f"{i % 2}.safetensors" for i, name in enumerate(names)}
+    for file in set(files.values()):
+        save_file({name: state[name] for name in names if files[name] == file}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": files}))
+    assert check(index).complete
+    assert not check(tmp_path / "0.safetensors").complete
+
+
 @pytest.mark.parametrize(("file", "kind"), [("text_encoder", "text_encoder"), ("autoencoder", "autoencoder")])
 def test_other_networks_by_themselves(path: Path, file: str, kind: str) -> None:
     report = check(path.parent / f"{file}.safetensors")

@@ -26,7 +26,8 @@ from kleinbild.model.weights.layouts import diffusers_autoencoder, diffusers_tra
 from kleinbild.model.weights.load import Model, load_model
 from kleinbild.model.weights.settings import SETTINGS_FILE, write_settings
 from kleinbild.model.weights.shapes import text_encoder_shapes
-from kleinbild.model.weights.sources import MODEL_INDEX, find_parts, resolve
+from kleinbild.model.weights.sources import find_parts, resolve
+from kleinbild.model.weights.variants import MODEL_INDEX
 
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 SCHEDULER = {

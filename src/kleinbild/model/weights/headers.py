@@ -53,11 +53,9 @@ class StoredTensors:
     tensors: dict[str, TensorInfo]
 
 
-def is_weight_file(path: Path) -> bool:
-    """Whether `path` is named or begins like a file that `read_header` reads."""
-    if path.suffix in (".safetensors", ".gguf"):
-        return True
-    return path.suffix == "" and _kind(path) is not None
+def read_stored(path: Path) -> StoredTensors:
+    """What the weight file, or the index of several, holds."""
+    return read_index(path) if path.name.endswith(INDEX_SUFFIX) else read_header(path)
 
 
 def read_header(path: Path) -> StoredTensors:

@@ -14,9 +14,9 @@ from typing import Any
 from kleinbild.core.errors import MissingWeightsError, WeightsError
 from kleinbild.model.weights.components import Component, Kind, Layout, recognize
 from kleinbild.model.weights.fit import Misshapen, Spec, fit
-from kleinbild.model.weights.headers import INDEX_SUFFIX, read_header, read_index
+from kleinbild.model.weights.headers import read_stored
 from kleinbild.model.weights.settings import Settings, Variant
-from kleinbild.model.weights.sources import find_parts, known_variant, model_spec
+from kleinbild.model.weights.sources import find_parts, model_spec
 from kleinbild.model.weights.specs import (
     Family,
     autoencoder_spec,
@@ -25,6 +25,7 @@ from kleinbild.model.weights.specs import (
     text_encoder_spec,
     transformer_spec,
 )
+from kleinbild.model.weights.variants import known_variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def _check_folder(folder: Path) -> Report:
 
 
 def _check_file(path: Path) -> Report:
-    component = recognize(read_index(path) if path.name.endswith(INDEX_SUFFIX) else read_header(path))
+    component = recognize(read_stored(path))
     if component is None:
         raise WeightsError(f"{path} holds no network of this family", "name a transformer, text encoder or autoencoder")
     settings = Settings()

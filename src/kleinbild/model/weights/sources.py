@@ -6,21 +6,19 @@ in a located model of the same family. Files are told apart by content; where tw
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from kleinbild.core.errors import MissingWeightsError, WeightsError
 from kleinbild.model import catalog
 from kleinbild.model.spec import ModelSpec, TransformerSpec
 from kleinbild.model.weights.components import Component, Kind, recognize
-from kleinbild.model.weights.headers import INDEX_SUFFIX, PICKLE_SUFFIXES, read_header, read_index
-from kleinbild.model.weights.settings import SETTINGS_FILE, Settings, Variant, official, read_settings
+from kleinbild.model.weights.headers import INDEX_SUFFIX, PICKLE_SUFFIXES, read_stored
+from kleinbild.model.weights.settings import Settings, Variant, official
 from kleinbild.model.weights.specs import autoencoder_spec, family, text_encoder_spec, transformer_spec
+from kleinbild.model.weights.variants import MODEL_INDEX, file_settings, folder_settings, read_json, variant_by_name
 
-MODEL_INDEX = "model_index.json"
 PIPELINE_FOLDERS = ("transformer", "vae", "text_encoder")
 KINDS: tuple[Kind, ...] = ("transformer", "text_encoder", "autoencoder")
 
@@ -73,9 +71,10 @@ def find_parts(path: Path, variant: Variant | None = None) -> Parts:
     """Everything that belongs to the model at `path`. `variant` is what its catalog entry says, if it has one."""
     if not path.exists():
         raise MissingWeightsError(f"there is no {path}", "name a weight file, a model folder or a known model")
-    if path.is_dir():
-        return _from_folder(path, variant)
-    return _complete(_from_file(path, variant), variant)
+    try:
+        return _from_folder(path, variant) if path.is_dir() else _complete(_from_file(path, variant), variant)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}", "see who may read it") from error
 
 
 def model_spec(parts: Parts) -> ModelSpec:
@@ -107,7 +106,7 @@ def require_all(parts: Parts, entry: catalog.Entry | None) -> None:
 
 
 def _from_folder(folder: Path, variant: Variant | None) -> Parts:
-    index = _read_json(folder / MODEL_INDEX)
+    index = read_json(folder / MODEL_INDEX)
     if index:  # a pipeline names its folders; single files beside them are the same weights once more
         places = [folder / name for name in PIPELINE_FOLDERS if (folder / name).is_dir()]
     else:
@@ -117,17 +116,17 @@ def _from_folder(folder: Path, variant: Variant | None) -> Parts:
         raise MissingWeightsError(
             f"there are no weights in {folder}{_pickles(places)}", "name a folder that holds a model"
         )
-    settings = _folder_settings(folder, index, variant)
+    settings = folder_settings(folder, index, variant)
     return Parts(folder, settings, _choose(found, settings), _tokenizer(folder), (folder,))
 
 
 def _from_file(path: Path, variant: Variant | None) -> Parts:
-    transformer = recognize(read_header(path))
+    transformer = recognize(read_stored(path))
     if transformer is None or transformer.kind != "transformer":
         what = transformer.kind.replace("_", " ") if transformer else "something else"
         raise WeightsError(f"{path} is no transformer but {what}", "name the transformer's file, or the model's folder")
     folder = path.parent
-    settings = _file_settings(path) or official(variant or _variant_by_name(path) or "distilled")
+    settings = file_settings(path) or official(variant or variant_by_name(path) or "distilled")
     found = [c for place in (folder, *_subfolders(folder)) for c in _components(place, strict=False)]
     beside = [component for component in found if component.kind != "transformer"]
     components = _choose([transformer, *beside], settings)
@@ -139,7 +138,7 @@ def _complete(parts: Parts, variant: Variant | None) -> Parts:
     if not parts.missing:
         return parts
     spec = transformer_spec(parts.components["transformer"])
-    wanted = variant or _variant_by_name(parts.path) or "distilled"
+    wanted = variant or variant_by_name(parts.path) or "distilled"
     own = [entry for entry in catalog.entries() if entry.family == family(spec)]
     for entry in sorted(own, key=lambda entry: entry.variant != wanted):
         located = catalog.locate(entry)
@@ -149,7 +148,7 @@ def _complete(parts: Parts, variant: Variant | None) -> Parts:
         theirs = _from_folder(located, entry.variant) if located.is_dir() else _from_file(located, entry.variant)
         if theirs.missing or not _fits_together(spec, theirs):
             continue
-        settings = _file_settings(parts.path) or _adopted(theirs.settings, wanted)
+        settings = file_settings(parts.path) or _adopted(theirs.settings, wanted)
         components = {**theirs.components, **parts.components}
         return replace(parts, settings=settings, components=components, tokenizer=parts.tokenizer or theirs.tokenizer)
     return parts
@@ -178,16 +177,15 @@ def _components(folder: Path, *, strict: bool) -> Iterator[Component]:
     """The networks whose files lie in `folder`, shards with an index as one; not strict: damaged files do not count."""
     shards: set[Path] = set()
     for path in sorted([*folder.glob(f"*{INDEX_SUFFIX}"), *folder.glob("*.safetensors"), *folder.glob("*.gguf")]):
-        is_index = path.name.endswith(INDEX_SUFFIX)
         if path in shards:
             continue
         try:
-            stored = read_index(path) if is_index else read_header(path)
+            stored = read_stored(path)
         except WeightsError:
             if strict:
                 raise
             continue
-        shards.update(stored.paths if is_index else ())
+        shards.update(stored.paths)
         if component := recognize(stored):
             yield component
 
@@ -217,44 +215,6 @@ def _serves(component: Component, spec: TransformerSpec, settings: Settings) -> 
     return autoencoder_spec(component, settings).packed_channels == spec.in_channels
 
 
-def _folder_settings(folder: Path, index: dict[str, Any], variant: Variant | None) -> Settings:
-    if (folder / SETTINGS_FILE).is_file():
-        return read_settings(folder / SETTINGS_FILE)
-    settings = official(_variant_by_index(index) or variant or _variant_by_name(folder) or "distilled")
-    groups = _read_json(folder / "vae" / "config.json").get("norm_num_groups", settings.num_groups)
-    return replace(settings, num_groups=int(groups))
-
-
-def _file_settings(path: Path) -> Settings | None:
-    """`NAME.json` beside `NAME.safetensors`, if it is settings, else the folder's."""
-    own = path.with_suffix(".json")
-    if "text_layers" in _read_json(own):  # other programs leave files of this name, too
-        return read_settings(own)
-    of_folder = path.parent / SETTINGS_FILE
-    return read_settings(of_folder) if of_folder.is_file() else None
-
-
-def known_variant(path: Path) -> Variant | None:
-    """The variant where something beside the weights tells: settings, the pipeline's index or the name."""
-    settings = read_settings(path / SETTINGS_FILE) if (path / SETTINGS_FILE).is_file() else _file_settings(path)
-    if settings:
-        return settings.variant
-    return _variant_by_index(_read_json(path / MODEL_INDEX)) or _variant_by_name(path)
-
-
-def _variant_by_index(index: dict[str, Any]) -> Variant | None:
-    if index.get("_class_name") == "Flux2KleinKVPipeline":
-        return "kv"
-    distilled = index.get("is_distilled")
-    return ("distilled" if distilled else "base") if isinstance(distilled, bool) else None
-
-
-def _variant_by_name(path: Path) -> Variant | None:
-    """The last resort: distilled, base and kv weights have the same names and shapes, so only the file's name tells."""
-    words = path.stem.lower().replace("_", "-").split("-")
-    return "base" if "base" in words else "kv" if "kv" in words else None
-
-
 def _tokenizer(folder: Path) -> Path | None:
     for place in (folder / "tokenizer", folder, *_subfolders(folder)):
         if (place / "tokenizer.json").is_file() and (place / "tokenizer_config.json").is_file():
@@ -269,15 +229,6 @@ def _subfolders(folder: Path) -> list[Path]:
 def _pickles(folders: list[Path]) -> str:
     names = [path.name for folder in folders for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES]
     return f" (pickles, such as {names[0]}, can run code and are never opened)" if names else ""
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The table in a file, empty where there is none or it is something else."""
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _and(names: tuple[str, ...]) -> str:
