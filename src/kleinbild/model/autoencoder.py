@@ -13,9 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kleinbild.model.activation import silu
 from kleinbild.model.spec import AutoencoderSpec
 
 GROUP_NORM_EPS = 1e-6
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution, computed as the matrix product that it is.
+
+    The library's kernel for 1x1 convolutions adds in an order that depends on the number of threads, the last bits of a
+    picture with it; its kernel for matrix products does not.
+    """
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__(num_in, num_out, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        assert self.bias is not None
+        out_BCN: Tensor = self.weight.flatten(1) @ x_BCHW.flatten(2) + self.bias[:, None]
+        return out_BCN.reshape(len(x_BCHW), -1, *x_BCHW.shape[2:])
 
 
 class ResnetBlock(nn.Module):
@@ -25,11 +42,11 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(num_in, num_out, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, num_out, eps=GROUP_NORM_EPS)
         self.conv2 = nn.Conv2d(num_out, num_out, 3, padding=1)
-        self.nin_shortcut: nn.Module = nn.Conv2d(num_in, num_out, 1) if num_in != num_out else nn.Identity()
+        self.nin_shortcut: nn.Module = Pointwise(num_in, num_out) if num_in != num_out else nn.Identity()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
-        h_BCHW = self.conv2(F.silu(self.norm2(h_BCHW)))
+        h_BCHW = self.conv1(silu(self.norm1(x_BCHW)))
+        h_BCHW = self.conv2(silu(self.norm2(h_BCHW)))
         out: Tensor = self.nin_shortcut(x_BCHW) + h_BCHW
         return out
 
@@ -40,10 +57,10 @@ class AttnBlock(nn.Module):
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=GROUP_NORM_EPS)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.q = Pointwise(channels, channels)
+        self.k = Pointwise(channels, channels)
+        self.v = Pointwise(channels, channels)
+        self.proj_out = Pointwise(channels, channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         normed_BCHW = self.norm(x_BCHW)
@@ -121,7 +138,7 @@ class Encoder(nn.Module):
         self.mid = Middle(widths[-1], groups)
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=GROUP_NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * spec.latent_channels, 3, padding=1)
-        self.quant_conv = nn.Conv2d(2 * spec.latent_channels, 2 * spec.latent_channels, 1)
+        self.quant_conv = Pointwise(2 * spec.latent_channels, 2 * spec.latent_channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Pixels in [-1, 1] to the posterior's moments (B, 2·Z, h, w): mean, then log variance."""
@@ -130,7 +147,7 @@ class Encoder(nn.Module):
             h_BCHW = level(h_BCHW)
             if i < len(self.down) - 1:
                 h_BCHW = level.get_submodule("downsample")(h_BCHW)
-        h_BCHW = self.conv_out(F.silu(self.norm_out(self.mid(h_BCHW))))
+        h_BCHW = self.conv_out(silu(self.norm_out(self.mid(h_BCHW))))
         moments: Tensor = self.quant_conv(h_BCHW)
         return moments
 
@@ -140,7 +157,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [spec.base_channels * m for m in spec.channel_multipliers]
         groups = spec.num_groups
-        self.post_quant_conv = nn.Conv2d(spec.latent_channels, spec.latent_channels, 1)
+        self.post_quant_conv = Pointwise(spec.latent_channels, spec.latent_channels)
         self.conv_in = nn.Conv2d(spec.latent_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1], groups)
         levels = []
@@ -159,7 +176,7 @@ class Decoder(nn.Module):
             h_BCHW = self.up[i](h_BCHW)
             if i > 0:
                 h_BCHW = self.up[i].get_submodule("upsample")(h_BCHW)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(h_BCHW)))
+        out: Tensor = self.conv_out(silu(self.norm_out(h_BCHW)))
         return out
 
 

@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kleinbild.model.activation import silu
 from kleinbild.model.attention import KeyValue, ReferenceCache, attend_joint, attend_streams
+from kleinbild.model.linear import Linear
 from kleinbild.model.packing import Packing, RowSource
 from kleinbild.model.rope import rotate
 from kleinbild.model.spec import TransformerSpec
@@ -53,7 +55,7 @@ def modulate(x_ND: Tensor, shift_RD: Tensor, scale_RD: Tensor, source: RowSource
 
 def swiglu(x: Tensor) -> Tensor:
     gate, value = x.chunk(2, dim=-1)
-    return F.silu(gate) * value
+    return silu(gate) * value
 
 
 class RMSNorm(nn.Module):
@@ -76,12 +78,12 @@ class TimeEmbedder(nn.Module):
     def __init__(self, channels: int, hidden_size: int) -> None:
         super().__init__()
         self.channels = channels
-        self.in_layer = nn.Linear(channels, hidden_size, bias=False)
-        self.out_layer = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.in_layer = Linear(channels, hidden_size)
+        self.out_layer = Linear(hidden_size, hidden_size)
 
     def forward(self, times_R: Tensor) -> Tensor:
         embedded = time_embedding(times_R, self.channels).to(self.in_layer.weight.dtype)
-        out: Tensor = self.out_layer(F.silu(self.in_layer(embedded)))
+        out: Tensor = self.out_layer(silu(self.in_layer(embedded)))
         return out
 
 
@@ -91,10 +93,10 @@ class Modulation(nn.Module):
     def __init__(self, hidden_size: int, num: int) -> None:
         super().__init__()
         self.num = num
-        self.lin = nn.Linear(hidden_size, 3 * num * hidden_size, bias=False)
+        self.lin = Linear(hidden_size, 3 * num * hidden_size)
 
     def forward(self, vec_RD: Tensor) -> list[Modulated]:
-        parts = self.lin(F.silu(vec_RD)).chunk(3 * self.num, dim=-1)
+        parts = self.lin(silu(vec_RD)).chunk(3 * self.num, dim=-1)
         return [Modulated(*parts[3 * i : 3 * i + 3]) for i in range(self.num)]
 
 
@@ -104,9 +106,9 @@ class StreamAttention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.qkv = Linear(hidden_size, 3 * hidden_size)
         self.norm = QKNorm(hidden_size // num_heads)
-        self.proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.proj = Linear(hidden_size, hidden_size)
 
     def project(self, x_ND: Tensor, rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         return split_qkv(self.qkv(x_ND), self.num_heads, self.norm, rotations)
@@ -127,8 +129,8 @@ class DoubleBlock(nn.Module):
         super().__init__()
         for stream in ("img", "txt"):
             self.add_module(f"{stream}_attn", StreamAttention(spec.hidden_size, spec.num_heads))
-            up = nn.Linear(spec.hidden_size, 2 * spec.mlp_size, bias=False)
-            down = nn.Linear(spec.mlp_size, spec.hidden_size, bias=False)
+            up = Linear(spec.hidden_size, 2 * spec.mlp_size)
+            down = Linear(spec.mlp_size, spec.hidden_size)
             self.add_module(f"{stream}_mlp", nn.ModuleDict({"0": up, "2": down}))  # 1 is the activation
 
     img_attn: StreamAttention
@@ -172,8 +174,8 @@ class SingleBlock(nn.Module):
     def __init__(self, spec: TransformerSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.linear1 = nn.Linear(spec.hidden_size, 3 * spec.hidden_size + 2 * spec.mlp_size, bias=False)
-        self.linear2 = nn.Linear(spec.hidden_size + spec.mlp_size, spec.hidden_size, bias=False)
+        self.linear1 = Linear(spec.hidden_size, 3 * spec.hidden_size + 2 * spec.mlp_size)
+        self.linear2 = Linear(spec.hidden_size + spec.mlp_size, spec.hidden_size)
         self.norm = QKNorm(spec.head_dim)
 
     def forward(
@@ -191,12 +193,12 @@ class SingleBlock(nn.Module):
 class FinalLayer(nn.Module):
     def __init__(self, spec: TransformerSpec) -> None:
         super().__init__()
-        self.linear = nn.Linear(spec.hidden_size, spec.in_channels, bias=False)
-        projection = nn.Linear(spec.hidden_size, 2 * spec.hidden_size, bias=False)
+        self.linear = Linear(spec.hidden_size, spec.in_channels)
+        projection = Linear(spec.hidden_size, 2 * spec.hidden_size)
         self.adaLN_modulation = nn.ModuleDict({"1": projection})  # 0 is the SiLU
 
     def forward(self, x_ND: Tensor, vec_RD: Tensor, source: RowSource) -> Tensor:
-        shift_RD, scale_RD = self.adaLN_modulation["1"](F.silu(vec_RD)).chunk(2, dim=-1)
+        shift_RD, scale_RD = self.adaLN_modulation["1"](silu(vec_RD)).chunk(2, dim=-1)
         out: Tensor = self.linear(modulate(x_ND, shift_RD, scale_RD, source))
         return out
 
@@ -207,8 +209,8 @@ class Flux2Transformer(nn.Module):
     def __init__(self, spec: TransformerSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.img_in = nn.Linear(spec.in_channels, spec.hidden_size, bias=False)
-        self.txt_in = nn.Linear(spec.context_size, spec.hidden_size, bias=False)
+        self.img_in = Linear(spec.in_channels, spec.hidden_size)
+        self.txt_in = Linear(spec.context_size, spec.hidden_size)
         self.time_in = TimeEmbedder(spec.time_channels, spec.hidden_size)
         self.double_stream_modulation_img = Modulation(spec.hidden_size, 2)
         self.double_stream_modulation_txt = Modulation(spec.hidden_size, 2)
