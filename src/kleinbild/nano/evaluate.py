@@ -111,9 +111,8 @@ def held_out_samples(goal: Goal) -> Iterator[Sample]:
 def attempt(engine: Engine, sample: Sample, random: Random) -> Trial:
     """Asks the engine for one sample and judges what comes."""
     prompt = sample.wording(random)
-    request = PictureRequest(
-        prompt=prompt, seed=random.getrandbits(32), references=tuple(encoded(scene) for scene in sample.references)
-    )
+    references = tuple(encoded(scene) for scene in sample.references)
+    request = PictureRequest(prompt, model=engine.name, seed=random.getrandbits(32), references=references)
     picture = engine.generate(request).pil
     return Trial(sample, prompt, picture, judge(np.asarray(picture), sample.target))
 
