@@ -195,7 +195,6 @@ def test_text_encoder(spec: TextEncoderSpec) -> None:
     assert fit(found, spec).complete  # final norm, head and the layers above 27 are known, not extra
     assert shapes_of(ours) == expected_shapes(spec)
     assert len(ours.model.layers) == 27
-    assert ours.model.rotary_emb.inv_freq.device.type == "cpu"  # computed, even where the rest has no numbers yet
 
 
 def test_transformer_names_agree_with_diffusers_own_converter() -> None:

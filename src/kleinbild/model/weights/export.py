@@ -19,8 +19,8 @@ from torch import Tensor
 
 from kleinbild.core.errors import OutputError
 from kleinbild.model import catalog
-from kleinbild.model.spec import AutoencoderSpec, TransformerSpec
-from kleinbild.model.text_encoder import TextEncoder, qwen3_config
+from kleinbild.model.spec import AutoencoderSpec, TextEncoderSpec, TransformerSpec
+from kleinbild.model.text_encoder import TextEncoder
 from kleinbild.model.weights.convert import convert_from_ours
 from kleinbild.model.weights.layouts import diffusers_autoencoder, diffusers_transformer
 from kleinbild.model.weights.load import Model, load_model
@@ -74,6 +74,24 @@ def qwen3_state(encoder: TextEncoder) -> dict[str, Tensor]:
             state[name] = (embedding.new_ones if len(shape) == 1 else embedding.new_zeros)(shape)
     state["model.norm.weight"] = embedding.new_ones(spec.hidden_size)
     return state
+
+
+def qwen3_config(spec: TextEncoderSpec) -> dict[str, Any]:
+    """The arguments of transformers' `Qwen3Config` for what `qwen3_state` holds."""
+    return {
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.mlp_size,
+        "num_hidden_layers": spec.num_layers_needed + 1,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_key_value_heads,
+        "head_dim": spec.head_dim,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
+        "max_position_embeddings": 40_960,
+        "tie_word_embeddings": True,
+        "pad_token_id": None,
+    }
 
 
 def transformer_config(spec: TransformerSpec) -> dict[str, Any]:
@@ -130,10 +148,15 @@ def _write_network(folder: Path, class_name: str, config: dict[str, Any], state:
 
 
 def _write_text_encoder(folder: Path, encoder: TextEncoder) -> None:
-    config = qwen3_config(encoder.spec, encoder.spec.num_layers_needed + 1)
-    config.architectures = ["Qwen3ForCausalLM"]
-    config.dtype = next(encoder.parameters()).dtype
-    config.save_pretrained(folder)
+    folder.mkdir()
+    dtype = str(next(encoder.parameters()).dtype).removeprefix("torch.")
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "dtype": dtype,
+        **qwen3_config(encoder.spec),
+    }
+    _write_json(folder / "config.json", config)
     _save(qwen3_state(encoder), folder / "model.safetensors")
 
 
