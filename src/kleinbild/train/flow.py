@@ -39,11 +39,11 @@ from kleinbild.train.tokenizer import save_tokenizer, train_tokenizer
 GRID = (8, 8)  # tokens of a training picture
 BATCH_SIZES = (36, 21, 15)  # by number of references: about equal work
 MIX = (0.44, 0.31, 0.25)  # how often a step has none, one, two references
-TIME_MEAN, TIME_SPREAD = 1.9, 1.4  # logit-normal
+TIME_MEAN, TIME_SPREAD = 2.0, 1.4  # logit-normal
 PROMPT_DROPOUT = 0.1
 MUON_RATE, ADAM_RATE, WEIGHT_DECAY = 0.02, 2e-3, 0.05
 WARMUP_STEPS, DECAY_SHARE, EMA_DECAY = 50, 0.45, 0.998
-CURRICULUM_STEPS = 400
+LESSON_STEPS, LESSON_END, LESSON_SHARE = 350, 1800, 0.08
 NUM_SCENES, STEPS_A_POOL = 32_000, 9000
 SECONDS_A_CHECKPOINT = 120
 ALARM_STEP, ALARM_RESPONSE = 1200, 0.15
@@ -169,6 +169,12 @@ def is_lesson(sample: Sample) -> bool:
     return sample.task == "one" and (sample.target.placed[0].row, sample.target.placed[0].column) == CENTER
 
 
+def lesson_share(step: int) -> float:
+    """How many of the steps are lessons: all at first, then fewer and fewer. Left out at once, nouns are forgotten."""
+    progress = (step - LESSON_STEPS) / (LESSON_END - LESSON_STEPS)
+    return min(1.0, max(LESSON_SHARE, 1.0 - progress))
+
+
 def pools(
     autoencoder: Autoencoder, seed: int, first_step: int, device: torch.device, num_scenes: int, cache: Path
 ) -> Iterator[Pool]:
@@ -194,11 +200,11 @@ def train(out: Path, num_steps: int, seed: int, device: torch.device, num_scenes
     while run.step < num_steps:
         random = Random(f"{seed}-{run.step}")
         generator = torch.Generator().manual_seed(random.getrandbits(60))
-        early = run.step < CURRICULUM_STEPS
-        kind = 0 if early else random.choices(range(3), MIX)[0]
+        lesson = random.random() < lesson_share(run.step)
+        kind = 0 if lesson else random.choices(range(3), MIX)[0]
         batch = draw_batch(
             pool, kind, BATCH_SIZES[kind], random, tokenizer,
-            dropout=PROMPT_DROPOUT, only=is_lesson if early else None,
+            dropout=PROMPT_DROPOUT, only=is_lesson if lesson else None,
         )  # fmt: skip
         noise = torch.randn(batch.target_BNC.shape, generator=generator).to(device)
         times = draw_times(len(noise), generator).to(device)
