@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -51,3 +52,18 @@ def with_stdout(stdout: int | IO[bytes], *arguments: str, cwd: Path) -> Result:
         check=False,
     )
     return Result(done.returncode, b"", done.stderr.decode())
+
+
+def typed(keys: str, *arguments: str, cwd: Path, **variables: str) -> Result:
+    """The same with a terminal as stdin, at which `keys` are pressed."""
+    ours, theirs = pty.openpty()
+    command = [*KLEINBILD, *arguments]
+    environ = environment(**variables)
+    with subprocess.Popen(
+        command, cwd=cwd, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ
+    ) as process:
+        os.close(theirs)
+        os.write(ours, keys.encode())
+        stdout, stderr = process.communicate(timeout=120)
+    os.close(ours)
+    return Result(process.returncode, stdout, stderr.decode())

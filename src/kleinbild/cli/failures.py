@@ -1,15 +1,13 @@
-"""Errors of others in our words: the command-line library's, missing packages, Ctrl-C at a question."""
+"""Errors of others in our words: the command-line library's, missing packages, full disks."""
 
 from __future__ import annotations
 
 import errno
 from typing import Protocol, runtime_checkable
 
-import typer
-
 from kleinbild.core.errors import KleinbildError, ModelError, OutputError, RequestError
 
-ENGINE_PACKAGES = ("torch", "transformers", "tokenizers", "jinja2", "safetensors", "numpy")
+ENGINE_PACKAGES = ("torch", "tokenizers", "jinja2", "safetensors", "numpy")
 
 
 @runtime_checkable
@@ -27,8 +25,6 @@ def in_words(error: Exception) -> KleinbildError | None:
         return error
     if isinstance(error, UsageError):
         return _usage(error)
-    if isinstance(error, typer.Abort):
-        return RequestError("stopped at the question", "--yes answers it on the command line")
     if isinstance(error, ModuleNotFoundError) and error.name in ENGINE_PACKAGES:
         return ModelError(f"{error.name} is not installed; making pictures needs it", "pip install 'kleinbild[all]'")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -31,13 +31,13 @@ def info(
 def rows(record: Record) -> list[tuple[str, str]]:
     """The record for reading."""
     references = [
-        (f"image {number}", f"{reference.name or '(no file name)'}  sha256 {reference.sha256}")
+        (f"image {number}", f"{reference.name or 'no file name'} (sha256 {reference.sha256})")
         for number, reference in enumerate(record.references, start=1)
     ]
     return [
         ("prompt", record.prompt),
         *references,
-        ("model", f"{record.model}  weights {record.fingerprint}"),
+        ("model", f"{record.model} (weights {record.fingerprint})"),
         ("seed", str(record.seed)),
         ("size", str(record.size)),
         ("steps", str(record.steps)),

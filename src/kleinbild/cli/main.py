@@ -46,11 +46,15 @@ def _run(arguments: list[str]) -> int:
 
 
 def _explain(error: Exception) -> int:
+    import typer
+
     from kleinbild.cli.failures import in_words
     from kleinbild.cli.terminal import ReaderLeftError, show_error
 
     if isinstance(error, ReaderLeftError):
         return _reader_left()
+    if isinstance(error, typer.Abort):  # "no" to a question, or Ctrl-D
+        return _interrupted()
     known = in_words(error)
     if known is None:
         show_error(
@@ -62,7 +66,7 @@ def _explain(error: Exception) -> int:
 
 
 def _interrupted() -> int:
-    sys.stderr.write("interrupted; nothing was left half-written\n")
+    sys.stderr.write("stopped; nothing was left half-written\n")
     return INTERRUPTED
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +20,19 @@ KITTY_CHUNK = 4096  # bytes of base64 in one escape sequence, at most
 def show(picture: Picture, path: Path) -> None:
     """Shows the picture, or says why not. Never an error: the picture has been made."""
     if viewer := desktop_viewer(os.environ):
-        null = subprocess.DEVNULL  # a viewer's chatter must not mix with our results
-        command = [viewer, str(path.absolute())]
-        subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)  # noqa: S603 - our own file
+        open_with(viewer, path)
     elif sys.stderr.isatty() and (drawing := terminal_drawing(picture.to_bytes("png"), os.environ)):
         sys.stderr.write(drawing + "\n")
     else:
         say(f"nothing here can show pictures; it is in {path}")
+
+
+def open_with(viewer: str, path: Path) -> None:
+    """Starts the viewer and does not wait for it; its chatter must not mix with our results."""
+    null = subprocess.DEVNULL
+    command = [viewer, str(path.absolute())]
+    process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)  # noqa: S603 - our file
+    threading.Thread(target=process.wait, daemon=True).start()  # so that no zombie is left
 
 
 def desktop_viewer(environment: Mapping[str, str]) -> str | None:
