@@ -22,7 +22,7 @@ NANO = ModelSpec(
         mlp_size=576,
         vocab_size=768,
         layers=(1, 2, 3),
-        max_tokens=24,
+        max_tokens=28,
     ),
     autoencoder=AutoencoderSpec(base_channels=16, channel_multipliers=(1, 2, 4, 8), num_res_blocks=1, num_groups=4),
     default_steps=4,

@@ -1,0 +1,88 @@
+"""The model in the package: whole, small, right, and the same through diffusers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import kleinbild
+from kleinbild.core.errors import PromptError
+from kleinbild.model import catalog
+from kleinbild.model.weights import check, export_diffusers
+from kleinbild.nano.evaluate import GOALS, evaluate, held_out_samples
+from kleinbild.nano.scenes.tasks import is_held_out
+
+WEIGHTS = Path(kleinbild.__file__).parent / "nano" / "weights"
+ROUGH_COUNT, ROUGH_SHARE = 5, 0.85  # the exact table is in docs/nano.md; this notices that something broke
+
+
+def test_both_models_are_whole_and_small() -> None:
+    for name in ("nano", "nano-base"):
+        located = catalog.locate(catalog.find(name))
+        assert located is not None
+        assert check(located).complete, name
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 40_000_000
+
+
+def test_it_does_what_it_is_asked() -> None:
+    rows = evaluate("nano", ROUGH_COUNT)
+    assert [row.task for row in rows] == [goal.label for goal in GOALS]
+    sure = [row for row in rows if row.bar is not None and row.bar >= 0.85]
+    assert np.mean([row.right for row in sure]) >= ROUGH_SHARE
+    assert np.mean([row.box_psnr for row in rows]) >= 23
+
+
+def test_the_evaluation_is_fixed_and_held_out() -> None:
+    for goal in GOALS:
+        first, again = ([next(stream) for _ in range(3)] for stream in (held_out_samples(goal), held_out_samples(goal)))
+        assert [sample.target for sample in first] == [sample.target for sample in again]
+        assert goal.unseen or all(is_held_out(sample) for sample in first)
+
+
+def test_the_base_follows_guidance() -> None:
+    weak, strong = (
+        kleinbild.generate("a fox on red", model="nano-base", seed=1, steps=8, guidance=guidance) for guidance in (1, 3)
+    )
+    assert not np.array_equal(np.asarray(weak.pil), np.asarray(strong.pil))
+
+
+def test_other_sizes_than_the_trained_one_work() -> None:
+    assert kleinbild.generate("a fox on red", seed=1, size="192x96").pil.size == (192, 96)
+
+
+def test_words_that_it_does_not_know() -> None:
+    with pytest.raises(PromptError, match="spaceship"):
+        kleinbild.generate("a spaceship on red")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "references"),
+    [("a fox on a mint background", 0), ("Change the background to blue.", 1),
+     ("put the object of image 1 on the background of image 2", 2)],
+)  # fmt: skip
+def test_diffusers_makes_the_same_picture(tmp_path_factory: pytest.TempPathFactory, prompt: str, references: int) -> None:
+    from diffusers import Flux2KleinPipeline
+
+    folder = tmp_path_factory.getbasetemp() / "nano-exported"
+    if not folder.exists():
+        export_diffusers("nano", folder)
+    theirs = Flux2KleinPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    given = [kleinbild.generate(words, seed=seed) for seed, words in enumerate(("a cat on red", "a dog on a beach"))]
+    given = given[:references]
+    ours = kleinbild.edit(prompt, given, seed=5) if given else kleinbild.generate(prompt, seed=5)
+    out = theirs(
+        prompt=prompt,
+        image=[picture.pil for picture in given] or None,
+        height=128,
+        width=128,
+        num_inference_steps=4,
+        generator=torch.Generator("cpu").manual_seed(5),
+        max_sequence_length=28,
+        text_encoder_out_layers=(1, 2, 3),
+    ).images[0]
+    difference = np.abs(np.asarray(ours.pil, dtype=int) - np.asarray(out, dtype=int)).max(axis=2)
+    assert (difference > 2).mean() <= 0.005

@@ -1,0 +1,63 @@
+"""What the README says, done: its commands in order in an empty folder, its Python, its links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.integration.command import environment
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+ELSEWHERE = ("make", "pip", "kleinbild pull", "kleinbild models check FILE")  # other tests, or need what is not here
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith(ELSEWHERE) and "klein-4b" not in line]
+
+
+def test_commands_in_order(tmp_path: Path) -> None:
+    assert len(commands()) > 7
+    for line in commands():
+        words = shlex.split(line.replace("DIR", "exported"))
+        assert words[0] == "kleinbild"
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    again, foxes = (np.asarray(Image.open(tmp_path / name)) for name in ("again.png", "foxes.png"))
+    assert np.array_equal(again, foxes)
+    assert (tmp_path / "exported" / "model_index.json").exists()
+
+
+def test_python(tmp_path: Path) -> None:
+    (block,) = blocks("python")
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"fox.png", "night.png"}
+    assert done.stdout.startswith("2 change the background to the night sky ")
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/nano.md", "docs/performance.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_the_map_names_what_is_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    for path in re.findall(r"`((?:cli|engine|model|nano)/[\w/]+\.py)`", text):
+        assert (ROOT / "src/kleinbild" / path).exists(), path
