@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kleinbild.model.activation import silu
 from kleinbild.model.spec import TextEncoderSpec
 
 INITIAL_SCALE = 0.02
@@ -83,7 +84,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(spec.mlp_size, spec.hidden_size, bias=False)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
+        out: Tensor = self.down_proj(silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
         return out
 
 
@@ -106,7 +107,9 @@ class Trunk(nn.Module):
 
     def __init__(self, spec: TextEncoderSpec) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.embed_tokens = nn.Embedding(
+            spec.vocab_size, spec.hidden_size, _weight=torch.empty(spec.vocab_size, spec.hidden_size)
+        )
         self.layers = nn.ModuleList(Layer(spec) for _ in range(spec.num_layers_needed))
 
 
@@ -117,8 +120,9 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.model = Trunk(spec)
-        for module in self.modules():  # where training starts from; loading overwrites it
-            if isinstance(module, nn.Linear | nn.Embedding):
+        for module in self.modules():  # where training starts from
+            # Not on the meta device: loading overwrites it, and torch would import its compiler to draw nothing.
+            if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:
                 nn.init.normal_(module.weight, std=INITIAL_SCALE)
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
