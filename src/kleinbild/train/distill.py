@@ -1,4 +1,4 @@
-"""Trains the few-step student from the base model: `python -m kleinbild.train.distill --steps 1200`.
+"""Trains the few-step student from the base model: `python -m kleinbild.train.distill --steps 150`.
 
 The student starts as the base's average and learns on its own trajectories: at each of the four times that the sampler
 visits it sees the noisy latent that it has itself arrived at, and is asked for the velocity that leads from there to the
@@ -24,14 +24,13 @@ from kleinbild.model.schedule import times
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
-from kleinbild.train.flow import GRID, MIX, SECONDS_A_CHECKPOINT, Flow, Run, begin, pools, update
+from kleinbild.train.flow import GRID, MIX, NUM_SCENES, SECONDS_A_CHECKPOINT, Flow, Run, begin, pools, update
 from kleinbild.train.pool import Batch, draw_batch
 
 NUM_STEPS = 4
 BATCH_SIZES = (18, 11, 8)  # half the base's: a trajectory is four passes
 RATE_SCALE = 0.3
 EMA_DECAY = 0.99
-NUM_SCENES = 16_000
 
 
 def trajectory_step(run: Run, batch: Batch, noise_BNC: Tensor, factor: float) -> float:
@@ -70,7 +69,7 @@ def train(out: Path, num_updates: int, seed: int, device: torch.device, num_scen
     tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
     autoencoder = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
     run = begin_student(out, device)
-    pool = next(pools(autoencoder, seed + 1000, 0, device, num_scenes, out / "student-pool.pt"))
+    pool = next(pools(autoencoder, seed, 0, device, num_scenes, out / "pool.pt"))
     started = saved_at = time.monotonic()
     losses: list[float] = []
     while run.step < num_updates:
@@ -93,8 +92,8 @@ def train(out: Path, num_updates: int, seed: int, device: torch.device, num_scen
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="holds flow.pt, autoencoder and tokenizer")
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--scenes", type=int, default=NUM_SCENES, help="scenes in the pool")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--scenes", type=int, default=NUM_SCENES, help="scenes in the pool, as many as the base had")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
