@@ -19,6 +19,7 @@ from kleinbild.core.errors import SizeError
 from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size, parse_aspect, parse_size
 from kleinbild.engine.picture import Picture, read_record
+from kleinbild.engine.prepare import check
 from kleinbild.engine.references import read_file
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def generate(
     `KleinbildError` in one of its kinds, with `message` and `hint`.
     """
     request = PictureRequest(prompt, model, _size(size), _aspect(aspect), seed, steps, guidance)
-    return engine(model, device, dtype).generate(request)
+    return _make(request, device, dtype)
 
 
 def edit(
@@ -72,14 +73,19 @@ def edit(
     """
     names, files = _files(images)
     request = PictureRequest(prompt, model, _size(size), _aspect(aspect), seed, steps, guidance, files, names)
-    return engine(model, device, dtype).generate(request)
+    return _make(request, device, dtype)
 
 
-def replay(picture: str | os.PathLike[str] | bytes, images: Reference | Sequence[Reference] = ()) -> Picture:
-    """The picture inside the file `picture` once more, to the pixel; `images` are the very files that it started from."""
+def replay(
+    picture: str | os.PathLike[str] | bytes, images: Reference | Sequence[Reference] = (), *, model: str | None = None
+) -> Picture:
+    """The picture inside the file `picture` once more, to the pixel; `images` are the very files that it started from.
+
+    `model` says where the weights are, if they are not those of a known name.
+    """
     record = read_record(picture)
     _, files = _files(images)
-    return engine(record.model, record.device, record.dtype).replay(record, files)
+    return engine(model or record.model, record.device, record.dtype).replay(record, files)
 
 
 def engine(model: str, device: str | None = None, dtype: str | None = None) -> Engine:
@@ -94,6 +100,12 @@ def engine(model: str, device: str | None = None, dtype: str | None = None) -> E
                 _engines.popitem(last=False)
         _engines.move_to_end(key)
         return _engines[key]
+
+
+def _make(request: PictureRequest, device: str | None, dtype: str | None) -> Picture:
+    if (request.model, device, dtype) not in _engines:
+        check(request)  # what is wrong is told now, not after seconds of loading
+    return engine(request.model, device, dtype).generate(request)
 
 
 def _size(size: str | tuple[int, int] | Size | None) -> Size | None:

@@ -138,7 +138,7 @@ def _record_text(image: Image.Image) -> str | None:
 def _write_atomically(target: Path, file: bytes) -> None:
     if target.is_dir():
         raise IsADirectoryError
-    temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(f".kleinbild-{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as stream:
             stream.write(file)

@@ -14,6 +14,8 @@ import os
 import struct
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +65,9 @@ def open_picture(file: bytes, name: str = "the picture") -> Image.Image:
     if not file:
         raise PictureError(f"{name} is empty", _GIVE_OTHER)
     try:
-        with _open_header(file) as image:
+        with _without_warnings(), Image.open(io.BytesIO(file), formats=FORMATS) as image:
             _check_header(image, name)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright, name)
+            return _to_rgb(ImageOps.exif_transpose(image), name)
     except PictureError:
         raise
     except UnidentifiedImageError as error:
@@ -100,10 +100,12 @@ def fit(image: Image.Image, name: str, sizes: SizeRange) -> Image.Image:
     return _crop_to_multiples(image, sizes.multiple)
 
 
-def _open_header(file: bytes) -> Image.Image:
-    with _warnings_lock, warnings.catch_warnings():  # our own limit follows, in words
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(file), formats=FORMATS)
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow warns of large and of odd files on standard error; what is wrong with one is an error of ours, in words."""
+    with _warnings_lock, warnings.catch_warnings():  # the lock: filters are the whole process's
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _check_header(image: Image.Image, name: str) -> None:
