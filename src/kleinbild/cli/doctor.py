@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -60,6 +58,8 @@ def doctor(
 
 def examine(online: bool) -> Iterator[Fact]:
     """All facts, cheap ones first. Raises KleinbildError where no picture can be made."""
+    import platform
+
     yield Fact("kleinbild", kleinbild.__version__, f"{kleinbild.__version__} in {Path(kleinbild.__file__).parent}")
     yield Fact(
         "python", platform.python_version(), f"{platform.python_version()} ({sys.executable}) on {platform.platform()}"
@@ -84,6 +84,8 @@ def packages() -> Fact:
 
 
 def installed_version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:

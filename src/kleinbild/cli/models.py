@@ -10,7 +10,7 @@ import typer
 
 from kleinbild.cli import options
 from kleinbild.cli.terminal import progress, result, result_json, result_table, say
-from kleinbild.core.errors import WeightsError
+from kleinbild.core.errors import ModelError, WeightsError
 
 if TYPE_CHECKING:
     from kleinbild.model.catalog import Entry
@@ -33,7 +33,7 @@ def list_models(context: typer.Context, as_json: options.Json = False) -> None:
         return
     rows = [(m["name"], gigabytes(m["size_bytes"]), m["licence"], whereabouts(m), m["title"]) for m in known]
     result_table(["model", "size", "licence of the weights", "where", "what"], rows, numbers=["size"])
-    say("kleinbild pull MODEL fetches one that is not here.", "dim")
+    say("kleinbild pull MODEL fetches one that is not here.")
 
 
 @models.command()
@@ -116,7 +116,7 @@ def described(entry: Entry) -> dict[str, Any]:
         "variant": entry.variant,
         "licence": entry.licence,
         "licence_url": entry.licence_url,
-        "size_bytes": entry.size_bytes or (size_on_disk(located) if located else None),
+        "size_bytes": entry.size_bytes or size_on_disk(located),
         "num_parameters": entry.num_parameters,
         "repo": entry.repo,
         "path": str(located) if located else None,
@@ -129,11 +129,17 @@ def whereabouts(described: dict[str, Any]) -> str:
     return "in the package" if described["repo"] is None else described["path"].replace(str(Path.home()), "~", 1)
 
 
-def size_on_disk(path: Path) -> int:
-    """Bytes of all weight files that the model at `path` consists of."""
+def size_on_disk(path: Path | None) -> int | None:
+    """Bytes of all weight files that the model at `path` consists of; None where it is damaged or not there."""
     from kleinbild.model.weights.sources import find_parts
 
-    files = {file for component in find_parts(path).components.values() for file in component.stored.paths}
+    if path is None:
+        return None
+    try:
+        parts = find_parts(path)
+    except ModelError:
+        return None
+    files = {file for component in parts.components.values() for file in component.stored.paths}
     return sum(file.stat().st_size for file in files)
 
 

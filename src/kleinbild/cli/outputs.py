@@ -15,7 +15,7 @@ from kleinbild.cli.wishes import Wishes
 from kleinbild.core.errors import OutputError, RequestError
 from kleinbild.engine.picture import Picture, PictureFormat, format_for
 
-MAX_NAME = 60  # letters of the prompt in a file name
+MAX_NAME = 50  # letters of the prompt in a file name: with four bytes each it still fits a file system
 STDOUT = "-"
 
 

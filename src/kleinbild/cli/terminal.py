@@ -6,10 +6,9 @@ first word is said.
 
 from __future__ import annotations
 
-import io
 import json
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TextIO
@@ -42,25 +41,21 @@ def result_bytes(file: bytes) -> None:
         stream.buffer.flush()
 
 
-def result_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[str] = ()) -> None:
+def result_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[str] = ()) -> None:
     """A table on stdout, one line a row, nothing wrapped or cut. Columns named in `numbers` stand to the right."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    page = io.StringIO()
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()
-    Console(file=page, width=10_000, force_terminal=is_terminal, highlight=False).print(table)  # it takes what it needs
-    result("\n".join(line.rstrip() for line in page.getvalue().splitlines()))
+    lines = [columns, *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for line in lines:
+        cells = zip(columns, line, widths, strict=True)
+        aligned = [cell.rjust(width) if name in numbers else cell.ljust(width) for name, cell, width in cells]
+        result("  ".join(aligned).rstrip())
 
 
 def say(text: str, style: str = "") -> None:
     """A line for the person at the terminal, on stderr."""
+    if not style:
+        sys.stderr.write(printable(text) + "\n")
+        return
     from rich.text import Text
 
     stderr().print(Text(printable(text), style))
