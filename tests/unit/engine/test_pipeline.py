@@ -1,0 +1,184 @@
+"""Requests to pictures: a picture in a pass with others is the picture made alone, with any number of threads."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kleinbild.core.errors import KleinbildError
+from kleinbild.core.requests import PictureRequest
+from kleinbild.core.sizes import Size
+from kleinbild.engine.decode import to_image
+from kleinbild.engine.pipeline import make_pictures
+from kleinbild.engine.runtime import Engine
+from kleinbild.model.weights import Model
+from kleinbild.nano.specs import NANO
+from tests import tiny
+
+
+def reference(width: int, height: int, seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+A, B, C = reference(64, 64, 1), reference(96, 48, 2), reference(80, 130, 3)
+
+
+def request(engine: Engine, seed: int, prompt: str = "a red cat", **fields: Any) -> PictureRequest:
+    return PictureRequest(prompt, engine.name, seed=seed, **fields)
+
+
+def mixed(engine: Engine) -> list[PictureRequest]:
+    """Equal and different sizes, steps, prompts and numbers of references, some neighbours alike."""
+    return [
+        request(engine, 1),
+        request(engine, 2),
+        request(engine, 3, steps=1),
+        request(engine, 4, size=Size(80, 32), steps=2),
+        request(engine, 5, "two blue dogs", references=(A,), steps=3),
+        request(engine, 6, references=(A,), steps=6),
+        request(engine, 7, references=(A, B, C), size=Size(64, 64)),
+        request(engine, 8, references=(A,), steps=6),
+        request(engine, 9, size=Size(48, 48)),
+    ]
+
+
+@pytest.fixture(params=["engine", "base", "kv"])
+def any_engine(request: pytest.FixtureRequest) -> Engine:
+    found: Engine = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_picture_in_a_pass_is_the_picture_alone(any_engine: Engine) -> None:
+    requests = mixed(any_engine)
+    together = any_engine.generate_all(requests)
+    for one, picture in zip(requests, together, strict=True):
+        alone = any_engine.generate(one)
+        assert picture.to_bytes() == alone.to_bytes(), one
+    assert len({picture.pil.tobytes() for picture in together}) == len(requests)
+
+
+def with_threads(model: Model, requests: list[PictureRequest], counts: tuple[int, ...]) -> list[list[bytes]]:
+    """The pixels made with each number of threads."""
+    made = []
+    for count in counts:
+        torch.set_num_threads(count)
+        made.append([picture.pil.tobytes() for picture in make_pictures(model, requests)])
+    return made
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_number_of_threads_does_not_matter(any_engine: Engine) -> None:
+    requests = [request(any_engine, 1, size=Size(208, 112)), request(any_engine, 2, references=(C, B), steps=2)]
+    first, *others = with_threads(any_engine.model, requests, (1, 2, 1, 2))
+    assert all(other == first for other in others)
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_number_of_threads_does_not_matter_at_nanos_widths(engine: Engine) -> None:
+    """Kernels share the work out by width: those of the tiny model would differ from three threads on, nano's do not.
+
+    Nor do they at the sizes of nano: no side below 64 pixels.
+    """
+    model = replace(
+        engine.model,
+        spec=NANO,
+        transformer=tiny.transformer(spec=NANO.transformer),
+        text_encoder=tiny.text_encoder(spec=NANO.text_encoder),
+        autoencoder=tiny.autoencoder(spec=NANO.autoencoder),
+    )
+    requests = [request(engine, 1, size=Size(208, 112)), request(engine, 2, references=(C, A), steps=2)]
+    first, *others = with_threads(model, requests, (1, 2, 3, 5, 16))
+    assert all(other == first for other in others)
+
+
+def test_every_part_of_a_request_matters(base: Engine) -> None:
+    original = request(base, 1, references=(A,))
+    changes: list[dict[str, Any]] = [
+        {"prompt": "two blue dogs"},
+        {"seed": 2},
+        {"steps": 4},
+        {"guidance": 2.0},
+        {"guidance": 1.0},
+        {"references": ()},
+        {"references": (reference(64, 64, 4),)},
+        {"references": (A, B)},
+        {"references": (B, A), "size": Size(64, 64)},
+    ]
+    pictures = base.generate_all([original, *(replace(original, **change) for change in changes)])
+    assert len({picture.pil.tobytes() for picture in pictures}) == len(pictures)
+
+
+def test_steps_are_reported(engine: Engine) -> None:
+    seen: list[tuple[int, int]] = []
+    requests = [request(engine, 1, steps=2), request(engine, 2, steps=4)]
+    engine.generate_all(requests, on_step=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_picture_tells_how_it_was_made(base: Engine) -> None:
+    asked = request(base, 3, references=(A, B), reference_names=("a.png", ""), size=Size(80, 48))
+    picture = base.generate(asked)
+    record = picture.record
+    assert picture.pil.size == (80, 48)
+    assert picture.pil.mode == "RGB"
+    assert (record.prompt, record.seed, record.steps, record.guidance) == ("a red cat", 3, 3, 4.0)
+    assert (record.model, record.fingerprint) == ("tiny", base.model.fingerprint)
+    assert (record.size, record.dtype, record.device) == (Size(80, 48), "float32", "cpu")
+    assert [reference.name for reference in record.references] == ["a.png", ""]
+    assert list(picture.timings) == ["prepare", "text", "references", "denoise", "decode", "finish"]
+    assert all(seconds >= 0 for seconds in picture.timings.values())
+
+
+def test_nothing_asked_nothing_made(engine: Engine) -> None:
+    assert engine.generate_all([]) == []
+
+
+def test_one_wrong_request_stops_the_pass_before_it_starts(engine: Engine) -> None:
+    seen: list[int] = []
+    with pytest.raises(KleinbildError, match="not a seed"):
+        engine.generate_all([request(engine, 1), request(engine, -1)], on_step=lambda done, _: seen.append(done))
+    assert seen == []
+
+
+def test_an_interruption_reaches_the_caller_and_the_engine_goes_on(engine: Engine) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(request(engine, 1), on_step=interrupt)
+    engine.generate(request(engine, 1, steps=1))
+
+
+def test_pixels_that_are_no_numbers_are_an_error_not_a_black_picture(engine: Engine) -> None:
+    broken = copy.deepcopy(tiny.transformer())  # the original is every test's
+    with torch.no_grad():
+        broken.final_layer.linear.weight[0, 0] = torch.nan
+    with pytest.raises(KleinbildError, match="not a picture") as caught:
+        make_pictures(replace(engine.model, transformer=broken), [request(engine, 1)])
+    assert caught.value.hint
+    with pytest.raises(KleinbildError):
+        to_image(torch.full((1, 3, 16, 16), torch.inf))
+
+
+def test_pixels_are_clipped_and_rounded() -> None:
+    levels = torch.tensor([-9.0, -1.0, -0.996, 0.0, 0.5, 1.0, 9.0]).expand(1, 3, 1, 7)
+    row = np.array(to_image(levels))[0, :, 0]
+    assert row.tolist() == [0, 0, 1, 128, 191, 255, 255]
