@@ -33,7 +33,11 @@ def pictures() -> list[tuple[str, kleinbild.Picture]]:
     swap = "replace the snowman with a panda"
     put = "put the object of image 1 on the background of image 2"
     rocket = made[3][1]
-    return [*made, (f"{swap} (image: 2)", kleinbild.edit(swap, pair, seed=7)), (f"{put} (images: 1, 4)", kleinbild.edit(put, [fox, rocket], seed=8))]
+    return [
+        *made,
+        (f"{swap} (image: 2)", kleinbild.edit(swap, pair, seed=7)),
+        (f"{put} (images: 1, 4)", kleinbild.edit(put, [fox, rocket], seed=8)),
+    ]
 
 
 def sheet(tiles: list[tuple[str, kleinbild.Picture]], columns: int = 4) -> Image.Image:

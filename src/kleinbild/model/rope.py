@@ -25,7 +25,9 @@ def text_ids(num_tokens: int) -> Tensor:
 def image_ids(rows: int, columns: int, reference: int | None = None) -> Tensor:
     """Positions (rows·columns, 4), row by row, of the image being made or of reference number `reference`."""
     time = 0 if reference is None else REFERENCE_TIME_OFFSET * (1 + reference)
-    axes = torch.meshgrid(torch.tensor([time]), torch.arange(rows), torch.arange(columns), torch.tensor([0]), indexing="ij")
+    axes = torch.meshgrid(
+        torch.tensor([time]), torch.arange(rows), torch.arange(columns), torch.tensor([0]), indexing="ij"
+    )
     return torch.stack(axes, dim=-1).reshape(-1, 4).float()
 
 

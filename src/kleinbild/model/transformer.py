@@ -245,7 +245,9 @@ class Flux2Transformer(nn.Module):
         img_ND, txt_MD = self.img_in(img_NC), self.txt_in(txt_MX)
 
         for i, block in enumerate(self.double_blocks):
-            img_ND, txt_MD, kept = block(img_ND, txt_MD, img_mod, txt_mod, packing, _cached(cache, packing, "double", i))
+            img_ND, txt_MD, kept = block(
+                img_ND, txt_MD, img_mod, txt_mod, packing, _cached(cache, packing, "double", i)
+            )
             _keep(cache, packing, "double", i, kept)
         x_SD = interleave(txt_MD, img_ND, packing)
         for i, block in enumerate(self.single_blocks):

@@ -93,10 +93,7 @@ def test_the_number_of_threads_does_not_matter(any_engine: Engine) -> None:
 
 @pytest.mark.usefixtures("threads")
 def test_the_number_of_threads_does_not_matter_at_nanos_widths(engine: Engine) -> None:
-    """Kernels share the work out by width: those of the tiny model would differ from three threads on, nano's do not.
-
-    Nor do they at the sizes of nano: no side below 64 pixels.
-    """
+    """The linear layers and the convolutions, at sizes whose cells share out evenly."""
     model = replace(
         engine.model,
         spec=NANO,

@@ -56,7 +56,9 @@ def one_object(noun: Noun, place: tuple[int, int], background: str, random: Rand
         return lead(random) + thing + random.choice(("", "", "", " in the middle", " in the center")) + ground
     if place in SIDES:
         side = SIDES[place]
-        forms: tuple[str, ...] = (f"{thing} on the {side}",) if side in ("left", "right") else (f"{thing} at the {side}",)
+        forms: tuple[str, ...] = (
+            (f"{thing} on the {side}",) if side in ("left", "right") else (f"{thing} at the {side}",)
+        )
     else:
         corner = CORNERS[place]
         forms = (f"{thing} in the {corner}", f"{thing} in the {corner} corner")
