@@ -30,12 +30,12 @@ def pictures() -> list[tuple[str, kleinbild.Picture]]:
         )
     ]
     fox, pair = made[0][1], made[1][1]
-    swap = "replace the snowman with a panda"
+    sunset = "change the background to a sunset"
     put = "put the object of image 1 on the background of image 2"
     rocket = made[3][1]
     return [
         *made,
-        (f"{swap} (image: 2)", kleinbild.edit(swap, pair, seed=7)),
+        (f"{sunset} (image: 2)", kleinbild.edit(sunset, pair, seed=7)),
         (f"{put} (images: 1, 4)", kleinbild.edit(put, [fox, rocket], seed=8)),
     ]
 

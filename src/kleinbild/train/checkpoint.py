@@ -34,6 +34,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
 def load_autoencoder(path: Path, spec: AutoencoderSpec, device: torch.device) -> Autoencoder:
     """The trained autoencoder, frozen."""
     autoencoder = Autoencoder(spec)
-    autoencoder.load_state_dict(load_file(path))
+    counter = {"bn.num_batches_tracked": torch.tensor(0)}  # training writes it, an exported model has none
+    autoencoder.load_state_dict({**counter, **load_file(path)})
     autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's types
     return autoencoder.to(device).eval().requires_grad_(False)

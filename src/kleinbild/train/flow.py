@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from random import Random
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kleinbild.model.autoencoder import Autoencoder
@@ -185,12 +187,25 @@ def pools(
         number += 1
 
 
-def train(out: Path, num_steps: int, seed: int, device: torch.device, num_scenes: int = NUM_SCENES) -> None:
+def start_from(weights: Path, out: Path, flow: Flow) -> None:
+    """Takes up an exported model: its base weights into `flow`, its autoencoder and tokenizer into `out`."""
+    flow.transformer.load_state_dict(load_file(weights / "nano-base.safetensors"))
+    flow.text_encoder.load_state_dict(load_file(weights / "text_encoder.safetensors"))
+    shutil.copy(weights / "autoencoder.safetensors", out / "autoencoder.safetensors")
+
+
+def train(
+    out: Path, num_steps: int, seed: int, device: torch.device, num_scenes: int = NUM_SCENES, start: Path | None = None
+) -> None:
     torch.manual_seed(seed)
+    flow = Flow(NANO)
+    if start is not None:
+        start_from(start, out, flow)
     save_tokenizer(train_tokenizer(seed), out / "tokenizer")
     tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
     autoencoder = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
-    run = begin(Flow(NANO).to(device))
+    run = begin(flow.to(device))
+    run.step = 0 if start is None else LESSON_END  # what was trained before had its lessons
     if state := load_state(out / "flow.pt"):
         run.restore(state)
     supply = pools(autoencoder, seed, run.step, device, num_scenes, out / "pool.pt")
@@ -231,10 +246,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="holds autoencoder.safetensors")
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--scenes", type=int, default=NUM_SCENES, help="scenes in a pool")
+    parser.add_argument("--start", type=Path, help=f"exported model to go on from, at step {LESSON_END}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    train(arguments.out, arguments.steps, arguments.seed, torch.device(arguments.device), arguments.scenes)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    device = torch.device(arguments.device)
+    train(arguments.out, arguments.steps, arguments.seed, device, arguments.scenes, arguments.start)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def test_training_resumes_to_the_same_weights(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flow, "BATCH_SIZES", (2, 2, 2))
-    monkeypatch.setattr(flow, "CURRICULUM_STEPS", 0)
+    monkeypatch.setattr(flow, "lesson_share", lambda _step: 0.0)  # lessons need a larger pool
     monkeypatch.setattr(flow, "rate_factor", lambda _step, _num_steps: 1.0)  # else it depends on the number of steps
     folders = [tmp_path / "straight", tmp_path / "resumed"]
     for folder in folders:
@@ -133,7 +133,7 @@ def test_base_and_student_are_written_and_load(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flow, "BATCH_SIZES", (2, 2, 2))
-    monkeypatch.setattr(flow, "CURRICULUM_STEPS", 0)
+    monkeypatch.setattr(flow, "lesson_share", lambda _step: 0.0)  # lessons need a larger pool
     monkeypatch.setattr(distill, "BATCH_SIZES", (2, 2, 2))
     flow.train(run_folder, 2, 0, CPU, NUM_SCENES)
     distill.train(run_folder, 2, 0, CPU, NUM_SCENES)
@@ -142,6 +142,11 @@ def test_base_and_student_are_written_and_load(
         "nano.safetensors", "nano-base.safetensors", "text_encoder.safetensors", "autoencoder.safetensors"
     }  # fmt: skip
     assert sum(path.stat().st_size for path in files) < 40_000_000
+    (tmp_path / "further").mkdir()
+    flow.train(tmp_path / "further", flow.LESSON_END + 1, 0, CPU, NUM_SCENES, start=tmp_path / "weights")
+    further = load_state(tmp_path / "further" / "flow.pt")
+    assert further is not None
+    assert further["step"] == flow.LESSON_END + 1
     model = load_model(tmp_path / "weights" / "nano.safetensors")
     assert model.settings.distilled
     state = load_state(run_folder / "student.pt")
