@@ -224,7 +224,7 @@ def test_the_real_pipeline_makes_nanos_picture(nano: Factory, name: str, tmp_pat
     shown = to_image(scene * 2 - 1)
     assert shown.size == (side, side)
     requests = [
-        replace(request(both, 1), prompt="a fox on a mint background"),
+        replace(request(both, 1, size=Size(side, side)), prompt="a fox on a mint background"),
         replace(request(both, 2, [shown]), prompt="change the background to pink"),
         replace(
             request(both, 3, [shown, shown.rotate(180)]), prompt="the object of image 1 on the background of image 2"
