@@ -1,0 +1,63 @@
+"""The command with the model in the package: the examples of the help, and `doctor`."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from kleinbild.cli import examples
+from kleinbild.cli.main import run
+
+
+def test_the_examples_of_the_help_work_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for example in (*examples.GENERATE, *examples.EDIT):
+        command, _, redirections = example.partition(" < ")
+        source, _, target = redirections.partition(" > ")
+        if source:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(source).read_bytes())))
+        assert run(shlex.split(command)[1:]) == 0, example
+        told = capsysbinary.readouterr().out
+        assert told, example
+        if target:
+            Path(target).write_bytes(told)
+
+    sizes = {str(path.relative_to(tmp_path)): size_of(path) for path in tmp_path.rglob("*.*")}
+    assert len(sizes) == 10
+    assert sizes["cats/two-cats-in-the-snow-8.png"] == sizes["purple.png"] == (128, 128)
+    assert sizes["apple.png"] == sizes["lemon.png"] == (144, 96)
+    assert Path("again.png").read_bytes() == Path("apple.png").read_bytes()
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_doctor_tells_what_is_here_and_times_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["models"]["nano"].endswith("nano.safetensors")
+    assert facts["cpu"]["cores"] >= 1
+    assert facts["threads"] >= 1
+    assert facts["picture"]["model"] == "nano"
+    assert 0 < facts["picture"]["next_seconds"] < 60
+    assert "hub" not in facts, "no network unless asked for"
+
+
+def test_doctor_asks_the_hub_only_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert run(["doctor", "--online"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["hub"].startswith("http://127.0.0.1:9 cannot be reached: ")
+    assert "nano in float32" in lines["picture"]
