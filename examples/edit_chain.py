@@ -9,7 +9,7 @@ import kleinbild
 CHANGES = (
     "change the background to a sunset",
     "replace the fox with a penguin",
-    "add a star at the top right",
+    "change the background to a meadow",
 )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 TILE, REFERENCE, FRAME, LABEL = 128, 60, 4, 20  # pixels
 PER_ROW = 10
+LEAST_WIDTH = 320  # of the sheet: a label must fit
 RIGHT, WRONG = "#2e9e5b", "#d64545"
 
 
@@ -38,7 +39,8 @@ class Sheet:
 
     def save(self) -> Path:
         row_height = LABEL + REFERENCE + TILE + 3 * FRAME
-        sheet = Image.new("RGB", (PER_ROW * (TILE + 3 * FRAME), row_height * len(self.rows)), "white")
+        width = (TILE + 3 * FRAME) * max(map(len, self.rows.values()))
+        sheet = Image.new("RGB", (max(width, LEAST_WIDTH), row_height * len(self.rows)), "white")
         draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
         for row, (label, tiles) in enumerate(self.rows.items()):
             draw.text((FRAME, row * row_height), label, "black", font)
