@@ -36,6 +36,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Pure decoders, none of which runs a program. MPO, what some phones write, is opened as the JPEG that it begins with."""
 
 _GIVE_OTHER = "give a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF file"
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, RuntimeError, EOFError, IndexError, struct.error)
+"""What Pillow's decoders raise for damaged files, as found with hundreds of thousands of them."""
 _warnings_lock = threading.Lock()
 
 
@@ -76,7 +78,7 @@ def open_picture(file: bytes, name: str = "the picture") -> Image.Image:
         raise PictureError(
             f"{name} has too many pixels", f"shrink it to {MAX_DECODED_PIXELS / 1e6:.0f} megapixels"
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:  # what broken files raise
+    except _BROKEN as error:
         raise PictureError(f"{name} is damaged or cut short: {error}", "fetch or export it again") from error
 
 

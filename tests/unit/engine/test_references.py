@@ -212,7 +212,7 @@ def test_pixels_without_a_known_range_are_refused() -> None:
 
 FILES = {
     kind: encoded(quarters(), kind, **({"lossless": True} if kind == "WEBP" else {}))
-    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 }
 
 
@@ -234,6 +234,13 @@ def test_damage_is_a_picture_or_a_picture_error_never_a_crash(kind: str, data: s
         assert open_picture(bytes(file[:cut])).mode == "RGB"
     except PictureError as error:
         assert error.hint  # noqa: PT017 - either outcome is right
+
+
+def test_colours_of_an_avif_that_are_damaged() -> None:
+    file = FILES["AVIF"]
+    at = file.index(b"mdat") + 4
+    with pytest.raises(PictureError, match="damaged"):
+        open_picture(file[:at] + bytes(len(file) - at))
 
 
 def test_text_that_unpacks_to_megabytes_is_refused() -> None:
