@@ -14,34 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kleinbild.model.activation import silu
+from kleinbild.model.convolution import Convolution, Pointwise
 from kleinbild.model.spec import AutoencoderSpec
 
 GROUP_NORM_EPS = 1e-6
-
-
-class Pointwise(nn.Conv2d):
-    """A 1x1 convolution, computed as the matrix product that it is.
-
-    The library's kernel for 1x1 convolutions adds in an order that depends on the number of threads, the last bits of a
-    picture with it; its kernel for matrix products does not.
-    """
-
-    def __init__(self, num_in: int, num_out: int) -> None:
-        super().__init__(num_in, num_out, 1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        assert self.bias is not None
-        out_BCN: Tensor = self.weight.flatten(1) @ x_BCHW.flatten(2) + self.bias[:, None]
-        return out_BCN.reshape(len(x_BCHW), -1, *x_BCHW.shape[2:])
 
 
 class ResnetBlock(nn.Module):
     def __init__(self, num_in: int, num_out: int, groups: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, num_in, eps=GROUP_NORM_EPS)
-        self.conv1 = nn.Conv2d(num_in, num_out, 3, padding=1)
+        self.conv1 = Convolution(num_in, num_out)
         self.norm2 = nn.GroupNorm(groups, num_out, eps=GROUP_NORM_EPS)
-        self.conv2 = nn.Conv2d(num_out, num_out, 3, padding=1)
+        self.conv2 = Convolution(num_out, num_out)
         self.nin_shortcut: nn.Module = Pointwise(num_in, num_out) if num_in != num_out else nn.Identity()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -65,8 +50,10 @@ class AttnBlock(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         normed_BCHW = self.norm(x_BCHW)
         q_B1NC, k_B1NC, v_B1NC = (
-            projection(normed_BCHW).flatten(2).transpose(1, 2).unsqueeze(1) for projection in (self.q, self.k, self.v)
+            projection(normed_BCHW).flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
+            for projection in (self.q, self.k, self.v)
         )
+        # Contiguous: over transposed views the last bits depend on the number of threads.
         h_B1NC = F.scaled_dot_product_attention(q_B1NC, k_B1NC, v_B1NC)
         h_BCHW = h_B1NC.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape)
         out: Tensor = x_BCHW + self.proj_out(h_BCHW)
@@ -86,7 +73,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Convolution(channels, channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         out: Tensor = self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
@@ -128,7 +115,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [spec.base_channels * m for m in spec.channel_multipliers]
         groups = spec.num_groups
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.conv_in = Convolution(3, widths[0])
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
             level = Level(widths[max(i - 1, 0)], width, spec.num_res_blocks, groups)
@@ -137,7 +124,7 @@ class Encoder(nn.Module):
             self.down.append(level)
         self.mid = Middle(widths[-1], groups)
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=GROUP_NORM_EPS)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * spec.latent_channels, 3, padding=1)
+        self.conv_out = Convolution(widths[-1], 2 * spec.latent_channels)
         self.quant_conv = Pointwise(2 * spec.latent_channels, 2 * spec.latent_channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -158,7 +145,7 @@ class Decoder(nn.Module):
         widths = [spec.base_channels * m for m in spec.channel_multipliers]
         groups = spec.num_groups
         self.post_quant_conv = Pointwise(spec.latent_channels, spec.latent_channels)
-        self.conv_in = nn.Conv2d(spec.latent_channels, widths[-1], 3, padding=1)
+        self.conv_in = Convolution(spec.latent_channels, widths[-1])
         self.mid = Middle(widths[-1], groups)
         levels = []
         for i, width in enumerate(widths):
@@ -168,7 +155,7 @@ class Decoder(nn.Module):
             levels.append(level)
         self.up = nn.ModuleList(levels)  # up.0 is the highest resolution, run last
         self.norm_out = nn.GroupNorm(groups, widths[0], eps=GROUP_NORM_EPS)
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.conv_out = Convolution(widths[0], 3)
 
     def forward(self, z_BZhw: Tensor) -> Tensor:
         h_BCHW = self.mid(self.conv_in(self.post_quant_conv(z_BZhw)))
