@@ -192,21 +192,25 @@ def start_from(weights: Path, out: Path, flow: Flow) -> None:
     flow.transformer.load_state_dict(load_file(weights / "nano-base.safetensors"))
     flow.text_encoder.load_state_dict(load_file(weights / "text_encoder.safetensors"))
     shutil.copy(weights / "autoencoder.safetensors", out / "autoencoder.safetensors")
+    shutil.copytree(weights / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
 
 
 def train(
     out: Path, num_steps: int, seed: int, device: torch.device, num_scenes: int = NUM_SCENES, start: Path | None = None
 ) -> None:
     torch.manual_seed(seed)
-    flow = Flow(NANO)
-    if start is not None:
+    flow, state = Flow(NANO), load_state(out / "flow.pt")
+    if start is not None and state is None:
         start_from(start, out, flow)
-    save_tokenizer(train_tokenizer(seed), out / "tokenizer")
+    if not (
+        out / "tokenizer"
+    ).exists():  # weights know the vocabulary that they began with, whatever the world says now
+        save_tokenizer(train_tokenizer(seed), out / "tokenizer")
     tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
     autoencoder = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
     run = begin(flow.to(device))
     run.step = 0 if start is None else LESSON_END  # what was trained before had its lessons
-    if state := load_state(out / "flow.pt"):
+    if state is not None:
         run.restore(state)
     supply = pools(autoencoder, seed, run.step, device, num_scenes, out / "pool.pt")
     pool = next(supply)

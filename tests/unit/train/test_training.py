@@ -143,10 +143,15 @@ def test_base_and_student_are_written_and_load(
     }  # fmt: skip
     assert sum(path.stat().st_size for path in files) < 40_000_000
     (tmp_path / "further").mkdir()
+    monkeypatch.setattr(
+        flow, "train_tokenizer", lambda _seed: pytest.fail("weights know the vocabulary they began with")
+    )
     flow.train(tmp_path / "further", flow.LESSON_END + 1, 0, CPU, NUM_SCENES, start=tmp_path / "weights")
     further = load_state(tmp_path / "further" / "flow.pt")
     assert further is not None
     assert further["step"] == flow.LESSON_END + 1
+    began, goes_on = (folder / "tokenizer" / "tokenizer.json" for folder in (run_folder, tmp_path / "further"))
+    assert goes_on.read_bytes() == began.read_bytes()
     model = load_model(tmp_path / "weights" / "nano.safetensors")
     assert model.settings.distilled
     state = load_state(run_folder / "student.pt")
