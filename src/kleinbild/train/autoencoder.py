@@ -29,6 +29,7 @@ from kleinbild.nano.scenes.sprites import SPRITE_SIDE, sprites
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_state, save_state
 from kleinbild.train.muon import Muon
+from kleinbild.train.pool import to_tensor
 
 CROP_SHARE = 0.45  # of the time spent on crops
 CROP, CROP_BATCH, WHOLE_BATCH = 64, 32, 10
@@ -67,10 +68,6 @@ def random_scenes(generator: np.random.Generator, count: int, side: int) -> Tens
         offsets = generator.integers(0, (SIDE - side) // 2 + 1, (count, 2)) * 2
         pictures = np.stack([p[y : y + side, x : x + side] for p, (y, x) in zip(pictures, offsets, strict=True)])
     return to_tensor(pictures)
-
-
-def to_tensor(pictures_BHWC: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pictures_BHWC)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def _random_scene(generator: np.random.Generator, codes: list[str]) -> NDArray[np.uint8]:

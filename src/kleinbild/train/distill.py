@@ -24,7 +24,7 @@ from kleinbild.model.schedule import times
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
-from kleinbild.train.flow import GRID, MIX, NUM_SCENES, SECONDS_A_CHECKPOINT, Flow, Run, begin, pools, update
+from kleinbild.train.flow import GRID, MIX, NUM_SCENES, SECONDS_A_CHECKPOINT, SHARES, Flow, Run, begin, pools, update
 from kleinbild.train.pool import Batch, draw_batch
 
 NUM_STEPS = 4
@@ -76,7 +76,7 @@ def train(out: Path, num_updates: int, seed: int, device: torch.device, num_scen
         random = Random(f"student-{seed}-{run.step}")
         generator = torch.Generator().manual_seed(random.getrandbits(60))
         kind = random.choices(range(3), MIX)[0]
-        batch = draw_batch(pool, kind, BATCH_SIZES[kind], random, tokenizer)
+        batch = draw_batch(pool, SHARES[kind], BATCH_SIZES[kind], random, tokenizer)
         noise = torch.randn(batch.target_BNC.shape, generator=generator).to(device)
         factor = min(1.0, (run.step + 1) / 20, max((num_updates - run.step) / (0.7 * num_updates), 0.01))
         losses.append(trajectory_step(run, batch, noise, factor))

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kleinbild.model.catalog import PACKAGED
 from kleinbild.model.weights.settings import Settings, write_settings
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_state
 
-PACKAGED = Path(__file__).parent.parent / "nano" / "weights"
 STUDENT = Settings(
     text_layers=NANO.text_encoder.layers,
     max_text_tokens=NANO.text_encoder.max_tokens,

@@ -14,7 +14,7 @@ import argparse
 import copy
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,16 +31,21 @@ from kleinbild.model.spec import ModelSpec, TransformerSpec
 from kleinbild.model.text_encoder import TextEncoder
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.model.transformer import Flux2Transformer
-from kleinbild.nano.scenes.tasks import CENTER, Sample
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
 from kleinbild.train.muon import Muon
-from kleinbild.train.pool import Batch, Pool, build_pool, draw_batch
+from kleinbild.train.pool import Batch, Pool, Topic, build_pool, draw_batch
 from kleinbild.train.tokenizer import save_tokenizer, train_tokenizer
 
 GRID = (8, 8)  # tokens of a training picture
 BATCH_SIZES = (36, 21, 15)  # by number of references: about equal work
-MIX = (0.44, 0.31, 0.25)  # how often a step has none, one, two references
+MIX = (0.22, 0.46, 0.32)  # how often a step has none, one, two references
+SHARES: tuple[Mapping[Topic, float], ...] = (  # of the topics in such a step: what is hard to learn comes more often
+    {"one": 0.4, "two": 0.3, "count": 0.3},
+    {"background": 0.15, "remove": 0.33, "add": 0.17, "replace": 0.35},
+    {"object on background": 0.55, "object into scene": 0.45},
+)
+LESSON: Mapping[Topic, float] = {"lesson": 1.0}
 TIME_MEAN, TIME_SPREAD = 2.0, 1.4  # logit-normal
 PROMPT_DROPOUT = 0.1
 MUON_RATE, ADAM_RATE, WEIGHT_DECAY = 0.02, 2e-3, 0.05
@@ -166,11 +171,6 @@ def draw_times(count: int, generator: torch.Generator) -> Tensor:
     return torch.sigmoid(TIME_MEAN + TIME_SPREAD * torch.randn(count, generator=generator))
 
 
-def is_lesson(sample: Sample) -> bool:
-    """The first lesson is one thing in the middle: there nouns bind within minutes (measured), elsewhere much later."""
-    return sample.task == "one" and (sample.target.placed[0].row, sample.target.placed[0].column) == CENTER
-
-
 def lesson_share(step: int) -> float:
     """How many of the steps are lessons: all at first, then fewer and fewer. Left out at once, nouns are forgotten."""
     progress = (step - LESSON_STEPS) / (LESSON_END - LESSON_STEPS)
@@ -221,10 +221,8 @@ def train(
         generator = torch.Generator().manual_seed(random.getrandbits(60))
         lesson = random.random() < lesson_share(run.step)
         kind = 0 if lesson else random.choices(range(3), MIX)[0]
-        batch = draw_batch(
-            pool, kind, BATCH_SIZES[kind], random, tokenizer,
-            dropout=PROMPT_DROPOUT, only=is_lesson if lesson else None,
-        )  # fmt: skip
+        shares = LESSON if lesson else SHARES[kind]
+        batch = draw_batch(pool, shares, BATCH_SIZES[kind], random, tokenizer, dropout=PROMPT_DROPOUT)
         noise = torch.randn(batch.target_BNC.shape, generator=generator).to(device)
         times = draw_times(len(noise), generator).to(device)
         loss = flow_loss(run.flow, batch, times, noise)

@@ -9,33 +9,39 @@ Shape suffixes: S scenes, B samples, N image tokens (64), K reference tokens, C 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.nano.scenes.lexicon import UNSEEN
+from kleinbild.nano.scenes.phrases import CENTER
 from kleinbild.nano.scenes.render import Scene, render
 from kleinbild.nano.scenes.sprites import sprites
-from kleinbild.nano.scenes.tasks import Draw, Sample, samples
+from kleinbild.nano.scenes.tasks import Draw, Sample, Task, samples
 from kleinbild.train.checkpoint import load_state, save_state
+
+Topic = Task | Literal["lesson"]  # every sample stands under its task; a lesson also under "lesson"
 
 ENCODE_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Encoded scenes and the samples over them, by number of references."""
+    """Encoded scenes and the samples over them, by what they are for."""
 
     latents_SNC: Tensor
     index: dict[Scene, int]
-    by_references: tuple[list[Sample], ...]
+    by_topic: dict[Topic, list[Sample]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +59,24 @@ def training_draw(random: Random) -> Draw:
     return Draw(random, evaluation=False, codes=tuple(sorted(set(sprites()) - set(UNSEEN))))
 
 
+def is_lesson(sample: Sample) -> bool:
+    """The first lesson is one thing in the middle: there nouns bind within minutes (measured), elsewhere much later."""
+    return sample.task == "one" and (sample.target.placed[0].row, sample.target.placed[0].column) == CENTER
+
+
 def build_pool(autoencoder: Autoencoder, seed: str, num_scenes: int, device: torch.device, cache: Path) -> Pool:
     """Draws samples until they show `num_scenes` scenes, and encodes those, or reads them from `cache` if it is there."""
     index: dict[Scene, int] = {}
-    by_references: tuple[list[Sample], ...] = ([], [], [])
+    by_topic: dict[Topic, list[Sample]] = defaultdict(list)
     for sample in samples(training_draw(Random(seed))):
         if len(index) >= num_scenes:
             break
-        by_references[len(sample.references)].append(sample)
+        by_topic[sample.task].append(sample)
+        if is_lesson(sample):
+            by_topic["lesson"].append(sample)
         for scene in (*sample.references, sample.target):
             index.setdefault(scene, len(index))
-    return Pool(_cached_latents(autoencoder, list(index), device, cache), index, by_references)
+    return Pool(_cached_latents(autoencoder, list(index), device, cache), index, dict(by_topic))
 
 
 def _cached_latents(autoencoder: Autoencoder, scenes: list[Scene], device: torch.device, cache: Path) -> Tensor:
@@ -84,26 +97,28 @@ def encode_scenes(autoencoder: Autoencoder, scenes: list[Scene], device: torch.d
     parts = []
     for start in range(0, len(scenes), ENCODE_BATCH):
         with torch.autocast(device.type, torch.bfloat16):
-            latents = autoencoder.encode(pixels_of(scenes[start : start + ENCODE_BATCH], device))
+            pictures = np.stack([render(scene) for scene in scenes[start : start + ENCODE_BATCH]])
+            latents = autoencoder.encode(to_tensor(pictures).to(device))
         parts.append(latents.flatten(2).mT.to(torch.bfloat16))
     return torch.cat(parts)
 
 
-def pixels_of(scenes: list[Scene], device: torch.device) -> Tensor:
-    """Pictures (S, 3, H, W) in [-1, 1], channels last in memory."""
-    pictures = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2)
-    return pictures.to(device).float().div_(127.5).sub_(1)
+def to_tensor(pictures_BHWC: NDArray[np.uint8]) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1], channels last in memory."""
+    return torch.from_numpy(np.ascontiguousarray(pictures_BHWC)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def draw_batch(
-    pool: Pool, num_references: int, size: int, random: Random, tokenizer: PromptTokenizer, *, dropout: float = 0.0,
-    only: Callable[[Sample], bool] | None = None,
+    pool: Pool, shares: Mapping[Topic, float], size: int, random: Random, tokenizer: PromptTokenizer, *,
+    dropout: float = 0.0,
 ) -> Batch:  # fmt: skip
-    """`size` random samples; each prompt is dropped (empty) with probability `dropout`, for guidance."""
-    among = pool.by_references[num_references]
-    if only is not None:
-        among = [sample for sample in among if only(sample)]
-    return to_batch(pool, random.choices(among, k=size), random, tokenizer, dropout)
+    """`size` random samples, topics by their shares; each prompt is dropped (empty) with probability `dropout`.
+
+    A topic that a very small pool has no sample of is left out.
+    """
+    there = {topic: share for topic, share in shares.items() if topic in pool.by_topic}
+    topics = random.choices(list(there), list(there.values()), k=size)
+    return to_batch(pool, [random.choice(pool.by_topic[topic]) for topic in topics], random, tokenizer, dropout)
 
 
 def to_batch(

@@ -84,12 +84,12 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path: Path, monkeypat
 
 
 def test_a_pool_holds_no_combination_kept_for_evaluation(pool: Pool) -> None:
-    assert all(not is_held_out(sample) for samples in pool.by_references for sample in samples)
+    assert all(not is_held_out(sample) for samples in pool.by_topic.values() for sample in samples)
     assert len(pool.latents_SNC) == len(pool.index) >= NUM_SCENES
 
 
 def test_a_batch_follows_its_seed(pool: Pool, tokenizer: PromptTokenizer) -> None:
-    first, again = (draw_batch(pool, 2, 3, Random(4), tokenizer, dropout=0.5) for _ in range(2))
+    first, again = (draw_batch(pool, flow.SHARES[2], 3, Random(4), tokenizer, dropout=0.5) for _ in range(2))
     assert torch.equal(first.ids_BL, again.ids_BL)
     assert torch.equal(first.references_BKC, again.references_BKC)
     assert first.references_BKC.shape == (3, 128, 128)
@@ -98,7 +98,7 @@ def test_a_batch_follows_its_seed(pool: Pool, tokenizer: PromptTokenizer) -> Non
 def test_a_few_steps_lower_the_loss(pool: Pool, tokenizer: PromptTokenizer) -> None:
     torch.manual_seed(0)
     run = flow.begin(flow.Flow(NANO))
-    batch = draw_batch(pool, 1, 4, Random(0), tokenizer)
+    batch = draw_batch(pool, flow.SHARES[1], 4, Random(0), tokenizer)
     times, noise = torch.full((4,), 0.8), torch.randn(batch.target_BNC.shape)
     losses = []
     for _ in range(8):

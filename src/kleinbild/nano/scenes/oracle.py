@@ -79,7 +79,7 @@ def worst_tile_psnr(picture: Pixels, truth: Pixels, outside: NDArray[np.bool_]) 
     counts, sums = _tile_sums(outside.astype(np.float32)), _tile_sums(errors)
     judged = counts >= MIN_TILE_PIXELS
     worst = float((sums[judged] / counts[judged]).max(initial=0.0))
-    return min(99.0, 10 * float(np.log10(255**2 / max(worst, 1e-9))))
+    return _decibels(worst)
 
 
 def _tile_sums(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -90,7 +90,10 @@ def _tile_sums(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def psnr(seen: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
     """Peak signal to noise in dB, at most 99."""
-    mse = float(np.square(seen.astype(np.float32) - truth.astype(np.float32)).mean())
+    return _decibels(float(np.square(seen.astype(np.float32) - truth.astype(np.float32)).mean()))
+
+
+def _decibels(mse: float) -> float:
     return min(99.0, 10 * float(np.log10(255**2 / max(mse, 1e-9))))
 
 

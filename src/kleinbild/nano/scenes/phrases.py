@@ -1,6 +1,6 @@
 """The sentences of nano's world: several wordings for every picture and every edit.
 
-Prompts are lower case here; `kleinbild.nano.words` brings a user's prompt to this form. A wording is chosen by the
+Prompts are lower case here; the tokenizer's normalizer brings a user's prompt to this form. A wording is chosen by the
 caller's random generator, so training sees all of them and an evaluation can fix one.
 """
 

@@ -16,6 +16,7 @@ from typing import Literal
 
 from kleinbild.nano.scenes import phrases
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS, NOUNS, Noun
+from kleinbild.nano.scenes.phrases import CENTER
 from kleinbild.nano.scenes.render import Placed, Scene
 
 Task = Literal[
@@ -23,7 +24,6 @@ Task = Literal[
 ]
 Place = tuple[int, int]
 
-CENTER: Place = (2, 2)
 PAIRS: tuple[tuple[Place, Place], ...] = (((2, 0), (2, 4)), ((0, 2), (4, 2)))  # side by side; one above the other
 COUNTS: dict[int, tuple[Place, ...]] = {
     2: ((2, 0), (2, 4)),
