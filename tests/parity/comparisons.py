@@ -7,6 +7,7 @@ our code changed and expect them to fail.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,11 +89,17 @@ def compare_reference_caching(segments: Sequence[Segment] = SEGMENTS) -> None:
     rows = [inputs(segment, seed) for seed, segment in enumerate(segments)]
     text = torch.cat([own for _, own in rows])
     images = [stream[: segment.num_image] for (stream, _), segment in zip(rows, segments, strict=True)]
-    first, then, cache = torch.linspace(1.0, 0.8, len(rows)), torch.linspace(0.6, 0.3, len(rows)), ReferenceCache()
-    storing = packing.pack(segments, network.spec, mode="store")
-    stored = packing.pack(segments, network.spec, mode="stored")
-    ours_first = network(torch.cat([stream for stream, _ in rows]), text, first, storing, cache)
-    ours_then = network(torch.cat(images), text, then, stored, cache)
+    first, then, caches = (
+        torch.linspace(1.0, 0.8, len(rows)),
+        torch.linspace(0.6, 0.3, len(rows)),
+        [ReferenceCache() for _ in rows],
+    )
+    storing, stored = (
+        packing.pack([replace(segment, mode=mode) for segment in segments], network.spec)
+        for mode in ("store", "stored")
+    )
+    ours_first = network(torch.cat([stream for stream, _ in rows]), text, first, storing, caches)
+    ours_then = network(torch.cat(images), text, then, stored, caches)
     first_parts = ours_first.split([len(stream) for stream, _ in rows])
     then_parts = ours_then.split([len(image) for image in images])
     for i, (segment, (stream, own_text)) in enumerate(zip(segments, rows, strict=True)):

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kleinbild.model import attention, packing, rope, schedule, transformer
-from kleinbild.model.attention import KeyValue
+from kleinbild.model.attention import BlockCaches
 from kleinbild.model.autoencoder import Autoencoder
-from kleinbild.model.packing import Packing, RowSource, Run
+from kleinbild.model.packing import Run
 from kleinbild.model.text_encoder import TextEncoder
 from kleinbild.model.transformer import FinalLayer, Modulated, Modulation
 from tests.parity import comparisons
@@ -36,11 +36,8 @@ def modulation(order: Callable[[list[Modulated]], list[Modulated]]) -> Mutate:
 
 
 def swap_final_halves(patch: pytest.MonkeyPatch) -> None:
-    def forward(self: FinalLayer, x_ND: Tensor, vec_RD: Tensor, source: RowSource) -> Tensor:
-        scale, shift = self.adaLN_modulation["1"](F.silu(vec_RD)).chunk(2, dim=-1)
-        return self.linear(transformer.modulate(x_ND, shift, scale, source))
-
-    patch.setattr(FinalLayer, "forward", forward)
+    original = FinalLayer.modulation
+    patch.setattr(FinalLayer, "modulation", lambda self, vec: original(self, vec)[::-1])
 
 
 def normalisation(name: str, changed: Callable[[Autoencoder], Tensor]) -> Mutate:
@@ -89,11 +86,9 @@ def shifted(change: Callable[[int, int], float]) -> Mutate:
 def references_see_all(patch: pytest.MonkeyPatch) -> None:
     original = attention._attend_run
 
-    def attend(
-        q: Tensor, k: Tensor, v: Tensor, run: Run, packing: Packing, cached: KeyValue | None, kept: list[KeyValue]
-    ) -> Tensor:
-        out = original(q, k, v, run, packing, cached, kept)
-        return attention._attention(q, k, v) if packing.mode == "store" else out
+    def attend(q: Tensor, k: Tensor, v: Tensor, run: Run, caches: BlockCaches) -> Tensor:
+        out = original(q, k, v, run, caches)
+        return attention._attention(q, k, v) if run.mode == "store" else out
 
     patch.setattr(attention, "_attend_run", attend)
 

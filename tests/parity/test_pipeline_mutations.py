@@ -75,7 +75,7 @@ def advance_in_half_precision(self: Sequence, velocity_NC: Tensor) -> None:
 
 
 def prompt_twice(sequence: Sequence) -> Iterator[Branch]:
-    yield from [Branch(sequence, sequence.context.prompt_LX)] * 2
+    yield from [Branch(sequence, sequence.context.prompt_LX, None)] * 2
 
 
 def guidance_of(change: float) -> Mutate:

@@ -21,9 +21,10 @@ from PIL import Image
 from kleinbild.core.errors import MissingWeightsError
 from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size, SizeRange
+from kleinbild.engine.caches import Caches
 from kleinbild.engine.decode import decode, to_image
-from kleinbild.engine.denoise import denoise
-from kleinbild.engine.encode import encode_prompts, encode_references
+from kleinbild.engine.denoise import step
+from kleinbild.engine.encode import encode_prompt, encode_references
 from kleinbild.engine.latents import start
 from kleinbild.engine.prepare import prepare
 from kleinbild.engine.references import fit
@@ -87,9 +88,12 @@ def ours(pair: Pair, requests: Sequence[PictureRequest]) -> list[tuple[torch.Ten
     """Final latents, as the pipeline gives them out (no longer normalised), and pixels from 0 to 1."""
     model = pair.model
     prepared = [prepare(one, model) for one in requests]
-    parts = zip(prepared, encode_prompts(model, prepared), encode_references(model, prepared), strict=True)
-    sequences = [start(model, *part) for part in parts]
-    denoise(model, sequences)
+    caches = Caches.of(model)
+    sequences = [
+        start(model, one, encode_prompt(model, caches, one), encode_references(model, caches, one)) for one in prepared
+    ]
+    while under_way := [sequence for sequence in sequences if not sequence.finished]:
+        step(model, caches, under_way)
     ae = model.autoencoder
     packed = [one.grid * ae._std() + ae._mean() for one in sequences]
     latents = [torch.nn.functional.pixel_shuffle(one, 2) for one in packed]

@@ -23,6 +23,7 @@ EXIT_CODES = {
     3: "the model: unknown, weights missing or damaged, a goal missed",
     4: "the result cannot be written",
     5: "the network or the hub cannot be reached",
+    6: "the engine could not: out of memory, cancelled, too late, or it ended",
     130: "stopped by you: Ctrl-C, or no to a question",
 }
 ROOT_OPTIONS = ("--help", "-h", "--version", "--install-completion", "--show-completion")

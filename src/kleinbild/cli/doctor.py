@@ -13,11 +13,12 @@ from typing import Annotated
 import typer
 
 import kleinbild
-from kleinbild.cli import machine, options
+from kleinbild.cli import options
 from kleinbild.cli.failures import ENGINE_PACKAGES
 from kleinbild.cli.models import gigabytes
 from kleinbild.cli.terminal import progress, result, result_json
 from kleinbild.core.errors import KleinbildError, ModelError
+from kleinbild.engine import machine
 
 PROMPT = "a fox on a mint background"
 

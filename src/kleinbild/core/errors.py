@@ -13,7 +13,12 @@ bug of ours. `exit_code` is what the command line leaves with; the codes are doc
      │    ├── MissingWeightsError
      │    └── WeightsError     a weight file that does not fit or is damaged
      ├── OutputError           the result cannot be written                    exit 4
-     └── NetworkError          the hub cannot be reached                       exit 5
+     ├── NetworkError          the hub cannot be reached                       exit 5
+     └── EngineError           the engine could not make the picture           exit 6
+          ├── CapacityError    it needs more memory than there is
+          ├── CancelledError   the caller did not want it any more
+          ├── DeadlineError    it was not done in time
+          └── WorkerError      the engine's process ended
 """
 
 from __future__ import annotations
@@ -68,3 +73,31 @@ class OutputError(KleinbildError):
 
 class NetworkError(KleinbildError):
     exit_code = 5
+
+
+class EngineError(KleinbildError):
+    exit_code = 6
+
+
+class CapacityError(EngineError):
+    pass
+
+
+class CancelledError(EngineError):
+    pass
+
+
+class DeadlineError(EngineError):
+    pass
+
+
+class WorkerError(EngineError):
+    pass
+
+
+def error_of(kind: str, message: str, hint: str) -> KleinbildError:
+    """The error that a message from another process tells of: of class `kind`, or EngineError if there is none."""
+    found = globals().get(kind)
+    if isinstance(found, type) and issubclass(found, KleinbildError):
+        return found(message, hint)
+    return EngineError(f"{kind}: {message}", hint or "this is a bug in Kleinbild; please report it")

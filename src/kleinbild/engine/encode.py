@@ -1,14 +1,13 @@
-"""Words and reference pictures to what the transformer reads.
+"""The networks at the front: prompts to text contexts, reference pictures to latents; each content once.
 
-Each distinct prompt and each picture runs through its network alone: its numbers must not depend on what else is in
-the pass, and a prompt costs little next to a picture.
+Each prompt and each picture is encoded alone, so that it does not depend on what else is asked for.
 
 Shape suffixes: L tokens of a prompt, X context width, B batch, C channels of a packed latent, r c its rows and columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kleinbild.engine.caches import Caches
 from kleinbild.engine.prepare import Prepared
 from kleinbild.model.tokenizer import TokenizedPrompt
 from kleinbild.model.weights import Model
@@ -29,27 +29,21 @@ class Context:
     empty_LX: Tensor | None
 
 
-def encode_prompts(model: Model, prepared: Sequence[Prepared]) -> list[Context]:
-    """One context a request; equal prompts are encoded once."""
-    known: dict[str, Tensor] = {}
+def encode_prompt(model: Model, caches: Caches, one: Prepared) -> Context:
+    """The contexts that a request is made under."""
 
-    def encode(prompt: str, tokens: TokenizedPrompt) -> Tensor:
-        if prompt not in known:
-            known[prompt] = _encode_tokens(model, tokens)
-        return known[prompt]
+    def encoded(prompt: str, tokens: TokenizedPrompt) -> Tensor:
+        return caches.prompts.get(prompt, lambda: _encode_tokens(model, tokens))
 
-    return [
-        Context(
-            encode(one.request.prompt, one.tokens),
-            encode("", model.tokenizer("")) if one.guidance != 1 else None,
-        )
-        for one in prepared
-    ]
+    return Context(
+        encoded(one.request.prompt, one.tokens),
+        encoded("", model.tokenizer("")) if one.guidance != 1 else None,
+    )
 
 
-def encode_references(model: Model, prepared: Sequence[Prepared]) -> list[tuple[Tensor, ...]]:
-    """Each request's references as normalised latents (1, C, r, c)."""
-    return [tuple(encode_picture(model, image) for image in one.references) for one in prepared]
+def encode_references(model: Model, caches: Caches, one: Prepared) -> tuple[Tensor, ...]:
+    """A request's references as normalised latents (1, C, r, c)."""
+    return tuple(_encode_reference(model, caches, image) for image in one.references)
 
 
 def encode_picture(model: Model, image: Image.Image) -> Tensor:
@@ -57,6 +51,11 @@ def encode_picture(model: Model, image: Image.Image) -> Tensor:
     pixels_HWC = torch.from_numpy(np.array(image))
     pixels_BCHW = pixels_HWC.permute(2, 0, 1).unsqueeze(0).to(model.device, torch.float32) / 255.0 * 2.0 - 1.0
     return model.autoencoder.encode(pixels_BCHW.contiguous().to(model.dtype))
+
+
+def _encode_reference(model: Model, caches: Caches, image: Image.Image) -> Tensor:
+    key = (image.size, hashlib.sha256(image.tobytes()).digest())  # the pixels: one file may be fitted in several ways
+    return caches.references.get(key, lambda: encode_picture(model, image))
 
 
 def _encode_tokens(model: Model, tokens: TokenizedPrompt) -> Tensor:

@@ -9,7 +9,7 @@ r c rows and columns of tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,14 +17,18 @@ from torch import Tensor
 from kleinbild.core.sizes import Size
 from kleinbild.engine.encode import Context
 from kleinbild.engine.prepare import Prepared
-from kleinbild.model.packing import Segment
+from kleinbild.model.attention import ReferenceCache
+from kleinbild.model.packing import ReferenceMode, Segment
 from kleinbild.model.schedule import times
 from kleinbild.model.weights import Model
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One picture on its way from noise to latent. `step` counts the steps done; `latent_NC` stays in float32."""
+    """One picture on its way from noise to latent. `step` counts the steps done; `latent_NC` stays in float32.
+
+    `caches` hold its references' keys and values, one for the prompt and one for guidance, if they are cached at all.
+    """
 
     context: Context
     references_KC: Tensor
@@ -32,7 +36,9 @@ class Sequence:
     times: tuple[float, ...]
     guidance: float
     latent_NC: Tensor
+    caches: tuple[ReferenceCache | None, ReferenceCache | None] = (None, None)
     step: int = 0
+    velocity_NC: Tensor | None = None  # of the last step
 
     @property
     def num_steps(self) -> int:
@@ -51,26 +57,54 @@ class Sequence:
         """The latent (1, C, r, c), as the autoencoder takes it."""
         return self.latent_NC.t().reshape(1, -1, *self.segment.image)
 
+    @property
+    def rows(self) -> Tensor:
+        """Its rows of the image stream: the picture being made, then its references unless they are cached."""
+        if self.segment.mode == "stored":
+            return self.latent_NC
+        return torch.cat((self.latent_NC, self.references_KC.float()))
+
+    @property
+    def estimate(self) -> Tensor:
+        """The latent (1, C, r, c) that the last step was heading for: what a preview shows."""
+        if self.velocity_NC is None:
+            return self.grid
+        estimate_NC = self.latent_NC - self.time * self.velocity_NC
+        return estimate_NC.t().reshape(1, -1, *self.segment.image)
+
     def advance(self, velocity_NC: Tensor) -> None:
         """One Euler step along `velocity_NC` to the next time."""
         self.latent_NC = self.latent_NC + (self.times[self.step + 1] - self.time) * velocity_NC.float()
+        self.velocity_NC = velocity_NC
         self.step += 1
+        if self.segment.mode == "store":
+            self.segment = replace(self.segment, mode="stored")
 
 
 def start(model: Model, prepared: Prepared, context: Context, references: tuple[Tensor, ...]) -> Sequence:
     """The sequence of one request before its first step."""
     noise_1Crc = noise(model, prepared.size, prepared.seed)
-    rows, columns = noise_1Crc.shape[2:]
-    shapes = tuple((reference.shape[2], reference.shape[3]) for reference in references)
+    segment = segment_of(model, prepared)
     no_references = noise_1Crc.new_zeros(0, noise_1Crc.shape[1], dtype=model.dtype, device=model.device)
+    caching = segment.mode == "store"
     return Sequence(
         context=context,
         references_KC=torch.cat([no_references, *(to_tokens(reference) for reference in references)]),
-        segment=Segment(context.prompt_LX.shape[0], (rows, columns), shapes),
-        times=times(rows * columns, prepared.steps),
+        segment=segment,
+        times=times(segment.num_image, prepared.steps),
         guidance=prepared.guidance,
         latent_NC=to_tokens(noise_1Crc).to(model.device),
+        caches=(ReferenceCache(), ReferenceCache()) if caching else (None, None),
     )
+
+
+def segment_of(model: Model, prepared: Prepared) -> Segment:
+    """The tokens that a request will have in the first step."""
+    cell = model.spec.autoencoder.pixels_per_token
+    shapes = tuple((image.height // cell, image.width // cell) for image in prepared.references)
+    grid = (prepared.size.height // cell, prepared.size.width // cell)
+    mode: ReferenceMode = "store" if model.settings.reference_caching and shapes else "joint"
+    return Segment(len(prepared.tokens.ids), grid, shapes, mode)
 
 
 def noise(model: Model, size: Size, seed: int) -> Tensor:

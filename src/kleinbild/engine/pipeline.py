@@ -1,42 +1,43 @@
-"""The recipe: requests to pictures, all of them in one packed pass."""
+"""The recipe: what happens to one request before its first step and after its last.
+
+prepare → text → references → (steps, in company: `engine.batcher`) → decode → finish
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from kleinbild.core.requests import PictureRequest
+from kleinbild.engine.caches import Caches
 from kleinbild.engine.decode import decode, record, to_image
-from kleinbild.engine.denoise import OnStep, denoise
-from kleinbild.engine.encode import encode_prompts, encode_references
-from kleinbild.engine.latents import start
+from kleinbild.engine.encode import encode_prompt, encode_references
+from kleinbild.engine.latents import Sequence, start
 from kleinbild.engine.picture import Picture
-from kleinbild.engine.prepare import prepare
+from kleinbild.engine.prepare import Prepared
 from kleinbild.model.weights import Model
 
+STAGES = ("prepare", "text", "references", "denoise", "decode", "finish")
 
-def make_pictures(model: Model, requests: Iterable[PictureRequest], *, on_step: OnStep | None = None) -> list[Picture]:
-    """One picture a request, in their order. All are checked before anything is computed."""
-    watch = Stopwatch(model.device)
-    with torch.inference_mode():
-        with watch("prepare"):
-            prepared = [prepare(request, model) for request in requests]
-        with watch("text"):
-            contexts = encode_prompts(model, prepared)
-        with watch("references"):
-            references = encode_references(model, prepared)
-        with watch("denoise"):
-            sequences = [start(model, *parts) for parts in zip(prepared, contexts, references, strict=True)]
-            denoise(model, sequences, on_step)
-        with watch("decode"):
-            pixels = [decode(model, sequence) for sequence in sequences]
-        with watch("finish"):
-            images = [to_image(one) for one in pixels]
-            records = [record(model, one) for one in prepared]
-    return [Picture(image, its, dict(watch.seconds)) for image, its in zip(images, records, strict=True)]
+
+def begin(model: Model, caches: Caches, prepared: Prepared, watch: Stopwatch) -> Sequence:
+    """A request to its sequence before the first step."""
+    with watch("text"):
+        context = encode_prompt(model, caches, prepared)
+    with watch("references"):
+        references = encode_references(model, caches, prepared)
+        return start(model, prepared, context, references)
+
+
+def finish(model: Model, prepared: Prepared, sequence: Sequence, watch: Stopwatch) -> Picture:
+    """A sequence after its last step to the picture."""
+    with watch("decode"):
+        pixels = decode(model, sequence)
+    with watch("finish"):
+        image = to_image(pixels)
+    return Picture(image, record(model, prepared), dict(watch.seconds))
 
 
 class Stopwatch:
@@ -44,7 +45,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.seconds: dict[str, float] = {}
+        self.seconds = dict.fromkeys(STAGES, 0.0)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -52,4 +53,4 @@ class Stopwatch:
         yield
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.seconds[stage] = time.perf_counter() - begun
+        self.seconds[stage] += time.perf_counter() - begun

@@ -13,9 +13,8 @@ import torch
 from kleinbild.core.errors import RequestError
 from kleinbild.core.metadata import Record
 from kleinbild.core.requests import PictureRequest, replay_request
-from kleinbild.engine.denoise import OnStep
+from kleinbild.engine.batcher import Batcher, OnStep
 from kleinbild.engine.picture import Picture
-from kleinbild.engine.pipeline import make_pictures
 from kleinbild.engine.prepare import size_range
 from kleinbild.model.weights import Model, load_model
 
@@ -41,6 +40,7 @@ class Engine:
         self.model: Model = load_model(model, device=choose_device(device), dtype=choose_dtype(dtype))
         self.sizes = size_range(self.model.settings, self.model.spec)
         self.load_seconds = time.perf_counter() - begun
+        self._batcher = Batcher(self.model)
         self._lock = threading.Lock()
 
     @property
@@ -65,7 +65,7 @@ class Engine:
                     "make an Engine for it, or ask for this one",
                 )
         with self._lock:
-            return make_pictures(self.model, requests, on_step=on_step)
+            return self._batcher.make(requests, on_step)
 
     def replay(self, record: Record, references: Sequence[bytes] = (), *, on_step: OnStep | None = None) -> Picture:
         """The picture that `record` was taken from, to the pixel. `references` are the files that were used then.
@@ -108,6 +108,13 @@ def choose_device(device: torch.device | str | None) -> torch.device:
             f"there is no device {str(chosen)!r} on this machine", "use cpu, or leave the choice to Kleinbild"
         )
     return chosen
+
+
+def kernels(device: torch.device) -> str:
+    """What computes: last bits of a picture may depend on it."""
+    if device.type == "cuda":
+        return f"torch {torch.__version__} cuda {torch.version.cuda} {torch.cuda.get_device_name(device)}"
+    return f"torch {torch.__version__} {device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def choose_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

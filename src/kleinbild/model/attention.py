@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -18,81 +17,84 @@ from kleinbild.model.packing import Packing, Run
 
 @dataclass(frozen=True, slots=True)
 class KeyValue:
-    """Keys (after RoPE) and values of one run's references in one block, each (g, references, H, d)."""
+    """Keys (after RoPE) and values of one request's references in one block, each (references, H, d)."""
 
     key: Tensor
     value: Tensor
 
 
 class ReferenceCache:
-    """What mode "store" keeps and mode "stored" reads: keys and values of every block, run by run."""
+    """What one request stores in its first pass and reads in later ones: keys and values of every block."""
 
     def __init__(self) -> None:
-        self.blocks: dict[tuple[str, int], list[KeyValue]] = {}
+        self.blocks: dict[str, KeyValue] = {}
 
-    def select(self, packing: Packing, keep: Sequence[int]) -> ReferenceCache:
-        """What requests number `keep` of `packing` stored, laid out for a packing of these requests alone."""
-        places = [(r, i) for r, run in enumerate(packing.runs) for i in range(run.count)]
-        shapes = [(s.num_text, s.num_image, s.num_references) for s in packing.segments]
-        groups = [[places[request] for request in group] for _, group in groupby(keep, key=lambda i: shapes[i])]
-        selected = ReferenceCache()
-        for block, runs in self.blocks.items():
-            selected.blocks[block] = [
-                KeyValue(
-                    torch.stack([runs[r].key[i] for r, i in group]), torch.stack([runs[r].value[i] for r, i in group])
-                )
-                for group in groups
-            ]
-        return selected
+
+@dataclass(frozen=True, slots=True)
+class BlockCaches:
+    """One block's share of the requests' caches; requests that cache nothing have None."""
+
+    block: str
+    caches: Sequence[ReferenceCache | None]
+
+    def keep(self, run: Run, key_gLHd: Tensor, value_gLHd: Tensor) -> None:
+        for cache, key, value in zip(self._of(run), key_gLHd, value_gLHd, strict=True):
+            cache.blocks[self.block] = KeyValue(key.clone(), value.clone())  # not views that keep all rows alive
+
+    def read(self, run: Run) -> tuple[Tensor, Tensor]:
+        """Keys and values of a run, each (g, references, H, d)."""
+        stored = [cache.blocks[self.block] for cache in self._of(run)]
+        if len(stored) == 1:
+            return stored[0].key.unsqueeze(0), stored[0].value.unsqueeze(0)
+        return torch.stack([each.key for each in stored]), torch.stack([each.value for each in stored])
+
+    def _of(self, run: Run) -> list[ReferenceCache]:
+        own = [cache for cache in self.caches[run.first : run.first + run.count] if cache is not None]
+        if len(own) != run.count:
+            raise ValueError(f"requests of mode {run.mode!r} need a ReferenceCache each")
+        return own
 
 
 def attend_streams(
     text: tuple[Tensor, Tensor, Tensor],
     stream: tuple[Tensor, Tensor, Tensor],
     packing: Packing,
-    cached: Sequence[KeyValue] | None,
-) -> tuple[Tensor, Tensor, list[KeyValue]]:
-    """Joint attention of the two streams' (q, k, v), each (rows, H, d); gives text rows, stream rows, kept K/V."""
+    caches: BlockCaches,
+) -> tuple[Tensor, Tensor]:
+    """Joint attention of the two streams' (q, k, v), each (rows, H, d); gives text rows and stream rows."""
     out_text, out_stream = [], []
-    kept: list[KeyValue] = []
     text_at = stream_at = 0
-    for i, run in enumerate(packing.runs):
+    for run in packing.runs:
         of_text = [_view(x, text_at, run.count, run.num_text) for x in text]
         of_stream = [_view(x, stream_at, run.count, run.num_stream) for x in stream]
         q, k, v = (torch.cat(pair, dim=1) for pair in zip(of_text, of_stream, strict=True))
-        out = _attend_run(q, k, v, run, packing, cached[i] if cached else None, kept)
+        out = _attend_run(q, k, v, run, caches)
         out_text.append(out[:, : run.num_text].flatten(0, 1))
         out_stream.append(out[:, run.num_text :].flatten(0, 1))
         text_at += run.count * run.num_text
         stream_at += run.count * run.num_stream
-    return _join(out_text), _join(out_stream), kept
+    return _join(out_text), _join(out_stream)
 
 
-def attend_joint(
-    q_NHd: Tensor, k_NHd: Tensor, v_NHd: Tensor, packing: Packing, cached: Sequence[KeyValue] | None
-) -> tuple[Tensor, list[KeyValue]]:
-    """Attention over rows that already lie request by request (text, image, references); gives rows and kept K/V."""
+def attend_joint(q_NHd: Tensor, k_NHd: Tensor, v_NHd: Tensor, packing: Packing, caches: BlockCaches) -> Tensor:
+    """Attention over rows that already lie request by request (text, image, references)."""
     outs, at = [], 0
-    kept: list[KeyValue] = []
-    for i, run in enumerate(packing.runs):
+    for run in packing.runs:
         q, k, v = (_view(x, at, run.count, run.num_all) for x in (q_NHd, k_NHd, v_NHd))
-        outs.append(_attend_run(q, k, v, run, packing, cached[i] if cached else None, kept).flatten(0, 1))
+        outs.append(_attend_run(q, k, v, run, caches).flatten(0, 1))
         at += run.count * run.num_all
-    return _join(outs), kept
+    return _join(outs)
 
 
-def _attend_run(
-    q: Tensor, k: Tensor, v: Tensor, run: Run, packing: Packing, cached: KeyValue | None, kept: list[KeyValue]
-) -> Tensor:
-    if cached is not None:
-        k, v = torch.cat((k, cached.key), dim=1), torch.cat((v, cached.value), dim=1)
-        return _attention(q, k, v)
-    if packing.mode == "store":
+def _attend_run(q: Tensor, k: Tensor, v: Tensor, run: Run, caches: BlockCaches) -> Tensor:
+    if run.mode == "stored":
+        key, value = caches.read(run)
+        return _attention(q, torch.cat((k, key), dim=1), torch.cat((v, value), dim=1))
+    if run.mode == "store":  # references see only themselves, everything else sees all
         own = run.num_text + run.num_image
-        kept.append(KeyValue(k[:, own:], v[:, own:]))
-        if run.num_references:  # references see only themselves, everything else sees all
-            of_references = _attention(q[:, own:], k[:, own:], v[:, own:])
-            return torch.cat((_attention(q[:, :own], k, v), of_references), dim=1)
+        caches.keep(run, k[:, own:], v[:, own:])
+        of_references = _attention(q[:, own:], k[:, own:], v[:, own:])
+        return torch.cat((_attention(q[:, :own], k, v), of_references), dim=1)
     return _attention(q, k, v)
 
 

@@ -9,7 +9,7 @@ Shape suffixes: N image-stream rows, M text-stream rows, A axes (4), R requests,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -21,6 +21,7 @@ from kleinbild.model.rope import image_ids, rotations, text_ids
 from kleinbild.model.spec import TransformerSpec
 
 ReferenceMode = Literal["joint", "store", "stored"]
+"""How a request's references take part in a pass (see `Flux2Transformer.forward`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Segment:
     num_text: int
     image: tuple[int, int]
     references: tuple[tuple[int, int], ...] = ()
+    mode: ReferenceMode = "joint"
 
     @property
     def num_image(self) -> int:
@@ -39,15 +41,32 @@ class Segment:
     def num_references(self) -> int:
         return sum(rows * columns for rows, columns in self.references)
 
+    @property
+    def num_stream(self) -> int:
+        """Rows of the image stream: the image's and, unless they are read from a cache, the references'."""
+        return self.num_image + (0 if self.mode == "stored" else self.num_references)
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_text + self.num_stream
+
+    @property
+    def shape(self) -> tuple[int, int, int, str]:
+        """What two segments must have in common to be one run. Without references all modes are the same."""
+        mode = self.mode if self.references else "joint"
+        return self.num_text, self.num_image, self.num_references, mode
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """`count` neighbouring requests with equal numbers of tokens; `num_stream` counts image and packed references."""
+    """`count` neighbouring requests, from number `first` on, with equal numbers of tokens and the same mode."""
 
+    first: int
     count: int
     num_text: int
     num_image: int
-    num_references: int
+    num_references: int  # with rows of their own: none with mode "stored"
+    mode: ReferenceMode
 
     @property
     def num_stream(self) -> int:
@@ -75,10 +94,10 @@ class RowSource:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """The layout of one forward pass. `mode` says how references take part (see `Flux2Transformer.forward`)."""
+    """The layout of one forward pass. `stores`: some requests store their references, which stand at t = 0."""
 
     segments: tuple[Segment, ...]
-    mode: ReferenceMode
+    stores: bool
     runs: tuple[Run, ...]
     text_rotations: tuple[Tensor, Tensor]
     stream_rotations: tuple[Tensor, Tensor]
@@ -88,55 +107,53 @@ class Packing:
     joint_source: RowSource
 
 
-def pack(
-    segments: Sequence[Segment],
-    spec: TransformerSpec,
-    *,
-    mode: ReferenceMode = "joint",
-    device: torch.device | str = "cpu",
-) -> Packing:
+def pack(segments: Sequence[Segment], spec: TransformerSpec, *, device: torch.device | str = "cpu") -> Packing:
     """Lays out requests. With mode "stored" the references' keys and values come from a cache, not from rows."""
-    in_rows = [replace_references(segment) if mode == "stored" else segment for segment in segments]
-    # Grouped with their references even where these have no rows: a run's requests share one cache entry.
-    shapes = [(s.num_text, s.num_image, s.num_references) for s in segments]
-    groups = [(len(list(group)), shape) for shape, group in groupby(shapes)]
-    runs = tuple(Run(count, *shape[:2], 0 if mode == "stored" else shape[2]) for count, shape in groups)
-    text = [text_ids(segment.num_text) for segment in in_rows]
-    stream = [_stream_ids(segment) for segment in in_rows]
+    text = [text_ids(segment.num_text) for segment in segments]
+    stream = [_stream_ids(segment) for segment in segments]
     joint = [part for pair in zip(text, stream, strict=True) for part in pair]
 
     def turn(ids: list[Tensor]) -> tuple[Tensor, Tensor]:
         cos, sin = rotations(torch.cat(ids), spec.rope_axes, spec.rope_theta)
         return cos.to(device), sin.to(device)
 
-    # With mode "store" reference rows are modulated as at t = 0: by one more time vector, the last.
-    still = len(segments) if mode == "store" else None
-    text_rows = [[r] * s.num_text for r, s in enumerate(in_rows)]
+    # References that are stored are modulated as at t = 0: by one more time vector, the last.
+    stores = any(segment.mode == "store" and segment.references for segment in segments)
+    text_rows = [[r] * segment.num_text for r, segment in enumerate(segments)]
     stream_rows = [
-        [r] * s.num_image + [r if still is None else still] * s.num_references for r, s in enumerate(in_rows)
+        [r] * segment.num_image
+        + [len(segments) if segment.mode == "store" else r] * (segment.num_stream - segment.num_image)
+        for r, segment in enumerate(segments)
     ]
     joint_rows = [t + s for t, s in zip(text_rows, stream_rows, strict=True)]
     return Packing(
         segments=tuple(segments),
-        mode=mode,
-        runs=runs,
+        stores=stores,
+        runs=tuple(_runs(segments)),
         text_rotations=turn(text),
         stream_rotations=turn(stream),
         joint_rotations=turn(joint),
-        text_source=_source(text_rows, device, one_more=still is not None),
-        stream_source=_source(stream_rows, device, one_more=still is not None),
-        joint_source=_source(joint_rows, device, one_more=still is not None),
+        text_source=_source(text_rows, device, one_more=stores),
+        stream_source=_source(stream_rows, device, one_more=stores),
+        joint_source=_source(joint_rows, device, one_more=stores),
     )
 
 
-def replace_references(segment: Segment) -> Segment:
-    """The segment without its references' rows."""
-    return Segment(segment.num_text, segment.image)
+def _runs(segments: Sequence[Segment]) -> Iterator[Run]:
+    first = 0
+    for _, group in groupby(segments, key=lambda segment: segment.shape):
+        alike = list(group)
+        one = alike[0]
+        mode = one.mode if one.references else "joint"
+        yield Run(first, len(alike), one.num_text, one.num_image, one.num_stream - one.num_image, mode)
+        first += len(alike)
 
 
 def _stream_ids(segment: Segment) -> Tensor:
-    references = [image_ids(*shape, reference=k) for k, shape in enumerate(segment.references)]
-    return torch.cat([image_ids(*segment.image), *references])
+    of_image = image_ids(*segment.image)
+    if segment.mode == "stored":
+        return of_image
+    return torch.cat([of_image, *(image_ids(*shape, reference=k) for k, shape in enumerate(segment.references))])
 
 
 def _source(rows: list[list[int]], device: torch.device | str, *, one_more: bool) -> RowSource:

@@ -11,6 +11,8 @@ D hidden size, C channels (128), X text context width, H heads, d head dim.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kleinbild.model.activation import silu
-from kleinbild.model.attention import KeyValue, ReferenceCache, attend_joint, attend_streams
+from kleinbild.model.attention import BlockCaches, ReferenceCache, attend_joint, attend_streams
 from kleinbild.model.linear import Linear
 from kleinbild.model.packing import Packing, RowSource
 from kleinbild.model.rope import rotate
@@ -35,6 +37,30 @@ class Modulated(NamedTuple):
     shift: Tensor
     scale: Tensor
     gate: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Modulations:
+    """All that the times change, one row a request."""
+
+    img: tuple[Modulated, ...]
+    txt: tuple[Modulated, ...]
+    single: Modulated
+    final: tuple[Tensor, Tensor]  # shift, scale
+
+    def join(self, *others: Modulations) -> Modulations:
+        """The rows of all, one after the other."""
+        all_of = (self, *others)
+        return Modulations(
+            img=tuple(_rows([each.img[i] for each in all_of]) for i in range(len(self.img))),
+            txt=tuple(_rows([each.txt[i] for each in all_of]) for i in range(len(self.txt))),
+            single=_rows([each.single for each in all_of]),
+            final=(torch.cat([each.final[0] for each in all_of]), torch.cat([each.final[1] for each in all_of])),
+        )
+
+
+def _rows(parts: Sequence[Modulated]) -> Modulated:
+    return Modulated(*(torch.cat(same) for same in zip(*parts, strict=True)))
 
 
 def time_embedding(times_R: Tensor, channels: int) -> Tensor:
@@ -142,25 +168,25 @@ class DoubleBlock(nn.Module):
         self,
         img_ND: Tensor,
         txt_MD: Tensor,
-        img_mod: list[Modulated],
-        txt_mod: list[Modulated],
+        img_mod: Sequence[Modulated],
+        txt_mod: Sequence[Modulated],
         packing: Packing,
-        cached: list[KeyValue] | None,
-    ) -> tuple[Tensor, Tensor, list[KeyValue]]:
+        caches: BlockCaches,
+    ) -> tuple[Tensor, Tensor]:
         img_source, txt_source = packing.stream_source, packing.text_source
         img_in = modulate(img_ND, img_mod[0].shift, img_mod[0].scale, img_source)
         txt_in = modulate(txt_MD, txt_mod[0].shift, txt_mod[0].scale, txt_source)
-        txt_out, img_out, kept = attend_streams(
+        txt_out, img_out = attend_streams(
             self.txt_attn.project(txt_in, packing.text_rotations),
             self.img_attn.project(img_in, packing.stream_rotations),
             packing,
-            cached,
+            caches,
         )
         img_ND = img_ND + img_source.expand(img_mod[0].gate) * self.img_attn.proj(img_out.flatten(1))
         txt_MD = txt_MD + txt_source.expand(txt_mod[0].gate) * self.txt_attn.proj(txt_out.flatten(1))
         img_ND = img_ND + _mlp(self.img_mlp, img_ND, img_mod[1], img_source)
         txt_MD = txt_MD + _mlp(self.txt_mlp, txt_MD, txt_mod[1], txt_source)
-        return img_ND, txt_MD, kept
+        return img_ND, txt_MD
 
 
 def _mlp(mlp: nn.ModuleDict, x_ND: Tensor, mod: Modulated, source: RowSource) -> Tensor:
@@ -178,16 +204,15 @@ class SingleBlock(nn.Module):
         self.linear2 = Linear(spec.hidden_size + spec.mlp_size, spec.hidden_size)
         self.norm = QKNorm(spec.head_dim)
 
-    def forward(
-        self, x_SD: Tensor, mod: Modulated, packing: Packing, cached: list[KeyValue] | None
-    ) -> tuple[Tensor, list[KeyValue]]:
+    def forward(self, x_SD: Tensor, mod: Modulated, packing: Packing, caches: BlockCaches) -> Tensor:
         source = packing.joint_source
         fused = self.linear1(modulate(x_SD, mod.shift, mod.scale, source))
         qkv, mlp = fused.split((3 * self.spec.hidden_size, 2 * self.spec.mlp_size), dim=-1)
         q, k, v = split_qkv(qkv, self.spec.num_heads, self.norm, packing.joint_rotations)
-        attended, kept = attend_joint(q, k, v, packing, cached)
+        attended = attend_joint(q, k, v, packing, caches)
         out = self.linear2(torch.cat((attended.flatten(1), swiglu(mlp)), dim=-1))
-        return x_SD + source.expand(mod.gate) * out, kept
+        gated: Tensor = source.expand(mod.gate) * out
+        return x_SD + gated
 
 
 class FinalLayer(nn.Module):
@@ -197,8 +222,12 @@ class FinalLayer(nn.Module):
         projection = Linear(spec.hidden_size, 2 * spec.hidden_size)
         self.adaLN_modulation = nn.ModuleDict({"1": projection})  # 0 is the SiLU
 
-    def forward(self, x_ND: Tensor, vec_RD: Tensor, source: RowSource) -> Tensor:
+    def modulation(self, vec_RD: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale, each (R, D)."""
         shift_RD, scale_RD = self.adaLN_modulation["1"](silu(vec_RD)).chunk(2, dim=-1)
+        return shift_RD, scale_RD
+
+    def forward(self, x_ND: Tensor, shift_RD: Tensor, scale_RD: Tensor, source: RowSource) -> Tensor:
         out: Tensor = self.linear(modulate(x_ND, shift_RD, scale_RD, source))
         return out
 
@@ -223,38 +252,41 @@ class Flux2Transformer(nn.Module):
         self,
         img_NC: Tensor,
         txt_MX: Tensor,
-        times_R: Tensor,
+        times: Tensor | Modulations,
         packing: Packing,
-        cache: ReferenceCache | None = None,
+        caches: Sequence[ReferenceCache | None] = (),
     ) -> Tensor:
         """Velocity of every image-stream row, (N, C); rows of references carry no meaning.
 
         `img_NC` holds, request by request, the image's latent tokens and then (modes "joint" and "store") its
-        references'; `txt_MX` the text contexts; `times_R` each request's time in [0, 1]. Mode "joint" treats references
-        as part of the sequence. Mode "store" (kv variant, first step) modulates them as at t = 0, lets them see only
-        themselves and fills `cache`; mode "stored" reads it, and the references have no rows.
+        references'; `txt_MX` the text contexts; `times` each request's time (R,) in [0, 1], or what `modulations` made
+        of it. Mode "joint" treats references as part of the sequence. Mode "store" (kv variant, first step) modulates
+        them as at t = 0, lets them see only themselves and fills the request's cache in `caches`; mode "stored" reads
+        it, and the references have no rows.
         """
-        if (cache is None) != (packing.mode == "joint"):
-            raise ValueError(f"mode {packing.mode!r} and a cache {'absent' if cache is None else 'given'} do not fit")
-        if packing.mode == "store":
-            times_R = torch.cat((times_R, times_R.new_zeros(1)))
-        vec_RD = self.time_in(times_R)
-        img_mod = self.double_stream_modulation_img(vec_RD)
-        txt_mod = self.double_stream_modulation_txt(vec_RD)
-        (mod,) = self.single_stream_modulation(vec_RD)
+        mods = times if isinstance(times, Modulations) else self.modulations(times)
+        if packing.stores:
+            mods = mods.join(self.modulations(mods.img[0].shift.new_zeros(1)))
         img_ND, txt_MD = self.img_in(img_NC), self.txt_in(txt_MX)
-
         for i, block in enumerate(self.double_blocks):
-            img_ND, txt_MD, kept = block(
-                img_ND, txt_MD, img_mod, txt_mod, packing, _cached(cache, packing, "double", i)
+            img_ND, txt_MD = block(
+                img_ND, txt_MD, mods.img, mods.txt, packing, BlockCaches(f"double_blocks.{i}", caches)
             )
-            _keep(cache, packing, "double", i, kept)
         x_SD = interleave(txt_MD, img_ND, packing)
         for i, block in enumerate(self.single_blocks):
-            x_SD, kept = block(x_SD, mod, packing, _cached(cache, packing, "single", i))
-            _keep(cache, packing, "single", i, kept)
-        out: Tensor = self.final_layer(image_rows(x_SD, packing), vec_RD, packing.stream_source)
+            x_SD = block(x_SD, mods.single, packing, BlockCaches(f"single_blocks.{i}", caches))
+        out: Tensor = self.final_layer(image_rows(x_SD, packing), *mods.final, packing.stream_source)
         return out
+
+    def modulations(self, times_R: Tensor) -> Modulations:
+        """What the times do to the blocks; it depends on nothing else, so that it can be kept from request to request."""
+        vec_RD = self.time_in(times_R)
+        return Modulations(
+            img=tuple(self.double_stream_modulation_img(vec_RD)),
+            txt=tuple(self.double_stream_modulation_txt(vec_RD)),
+            single=self.single_stream_modulation(vec_RD)[0],
+            final=self.final_layer.modulation(vec_RD),
+        )
 
 
 def interleave(txt_MD: Tensor, img_ND: Tensor, packing: Packing) -> Tensor:
@@ -277,12 +309,3 @@ def image_rows(x_SD: Tensor, packing: Packing) -> Tensor:
         parts.append(x_SD[at:end].unflatten(0, (run.count, run.num_all))[:, run.num_text :].flatten(0, 1))
         at = end
     return torch.cat(parts)
-
-
-def _cached(cache: ReferenceCache | None, packing: Packing, kind: str, index: int) -> list[KeyValue] | None:
-    return cache.blocks[(kind, index)] if cache is not None and packing.mode == "stored" else None
-
-
-def _keep(cache: ReferenceCache | None, packing: Packing, kind: str, index: int, kept: list[KeyValue]) -> None:
-    if cache is not None and packing.mode == "store":
-        cache.blocks[(kind, index)] = kept

@@ -16,8 +16,8 @@ from PIL import Image
 from kleinbild.core.errors import KleinbildError
 from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size
+from kleinbild.engine.batcher import Batcher
 from kleinbild.engine.decode import to_image
-from kleinbild.engine.pipeline import make_pictures
 from kleinbild.engine.runtime import Engine
 from kleinbild.model.weights import Model
 from kleinbild.nano.specs import NANO
@@ -80,7 +80,7 @@ def with_threads(model: Model, requests: list[PictureRequest], counts: tuple[int
     made = []
     for count in counts:
         torch.set_num_threads(count)
-        made.append([picture.pil.tobytes() for picture in make_pictures(model, requests)])
+        made.append([picture.pil.tobytes() for picture in Batcher(model).make(requests)])
     return made
 
 
@@ -186,7 +186,7 @@ def test_pixels_that_are_no_numbers_are_an_error_not_a_black_picture(engine: Eng
     with torch.no_grad():
         broken.final_layer.linear.weight[0, 0] = torch.nan
     with pytest.raises(KleinbildError, match="not a picture") as caught:
-        make_pictures(replace(engine.model, transformer=broken), [request(engine, 1)])
+        Batcher(replace(engine.model, transformer=broken)).make([request(engine, 1)])
     assert caught.value.hint
     with pytest.raises(KleinbildError):
         to_image(torch.full((1, 3, 16, 16), torch.inf))

@@ -1,0 +1,357 @@
+"""Who is served when: between any two steps requests are admitted, cancelled, set back, and told how far they are.
+
+One tick is: drop what is not wanted any more, admit what fits into memory, choose who takes the next step, take it in
+one packed forward pass, finish who is done. A picture does not depend on the company in which it is made.
+
+Fairness is stride scheduling: every step that a request takes moves its clock on by the step's cost, times the number
+of requests that its caller has under way, divided by its priority's share; the next step is for those whose clocks
+are furthest behind. So callers get equal shares, and a job of many large steps does not hold up a thumbnail.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Protocol
+
+import torch
+
+from kleinbild.core.errors import CancelledError, CapacityError, DeadlineError, KleinbildError
+from kleinbild.core.messages import SHARES, Decoding, Encoding, Event, Queued, Stepped, Terms
+from kleinbild.core.requests import PictureRequest
+from kleinbild.engine import cost
+from kleinbild.engine.caches import Caches
+from kleinbild.engine.denoise import step
+from kleinbild.engine.latents import Sequence, segment_of
+from kleinbild.engine.picture import Picture
+from kleinbild.engine.pipeline import Stopwatch, begin, finish
+from kleinbild.engine.prepare import Prepared, prepare
+from kleinbild.engine.preview import Previewer
+from kleinbild.model.weights import Model
+
+ROWS_ENOUGH = 8192  # rows that fill any device: more in one pass make nobody's picture sooner
+MAX_OVERTAKEN = 16  # how often others may be admitted before a request that does not fit yet
+URGENT = 2.0  # a deadline is near when less than so many times the forecast of the remaining steps is left
+
+OnStep = Callable[[int, int], None]
+"""Called after each step with the number of steps done and of steps in all."""
+
+
+class Listener(Protocol):
+    """Who is told about a job. Called from the batcher's thread, so it must not block."""
+
+    def event(self, event: Event) -> None: ...
+
+    def picture(self, job: Job, picture: Picture) -> None: ...
+
+    def error(self, job: Job, error: Exception) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request on its way. Only `cancel` may be called from another thread."""
+
+    id: str
+    prepared: Prepared
+    terms: Terms
+    listener: Listener
+    need: cost.Need
+    watch: Stopwatch
+    order: int
+    arrived: float
+    sequence: Sequence | None = None
+    clock: float = 0.0
+    overtaken: int = 0
+    position: int | None = None
+    cancelled: bool = False
+    admitted: float = 0.0
+
+    @property
+    def overdue_at(self) -> float:
+        return math.inf if self.terms.deadline_s is None else self.arrived + self.terms.deadline_s
+
+    @property
+    def running(self) -> Sequence:
+        assert self.sequence is not None
+        return self.sequence
+
+    @property
+    def num_rows(self) -> int:
+        return self.running.segment.num_rows * (1 if self.running.context.empty_LX is None else 2)
+
+    def cancel(self) -> None:
+        """Frees what it holds before the next step."""
+        self.cancelled = True
+
+
+class Batcher:
+    """The requests of one model. Not thread-safe but for `Job.cancel`: one thread submits and ticks.
+
+    `memory_bytes` bounds what all requests hold together, beside the weights; None is no bound. `clock` gives seconds.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        memory_bytes: int | None = None,
+        caches: Caches | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model = model
+        self.caches = caches or Caches.of(model)
+        self.memory_bytes = memory_bytes
+        self.waiting: list[Job] = []
+        self.active: list[Job] = []
+        self._previewer = Previewer(model)
+        self._time = clock
+        self._numbers = count()
+        self._seconds_a_flop = 0.0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.active)
+
+    def make(self, requests: Iterable[PictureRequest], on_step: OnStep | None = None) -> list[Picture]:
+        """One picture a request, in their order. All are checked before anything is computed; the first error is raised."""
+        collector = Collector()
+        jobs = [self.job(str(i), request, Terms(), collector) for i, request in enumerate(requests)]
+        total = max((job.prepared.steps for job in jobs), default=0)
+        try:
+            for job in jobs:
+                self.submit(job)
+            done = 0
+            while self.busy:
+                self.tick()
+                if collector.failure is not None:
+                    raise collector.failure
+                # Who waits for memory starts later: what is told never exceeds the longest request's own steps.
+                if on_step is not None and done < total and collector.num_steps > 0:
+                    done = min(done + 1, total)
+                    on_step(done, total)
+        finally:
+            self.clear()
+        return [collector.pictures[job.id] for job in jobs]
+
+    def job(self, name: str, request: PictureRequest, terms: Terms, listener: Listener) -> Job:
+        """A request, checked: raises RequestError, or CapacityError where it could never fit into memory."""
+        watch = Stopwatch(self.model.device)
+        with watch("prepare"):
+            prepared = prepare(request, self.model)
+        needed = self._need(prepared)
+        if self.memory_bytes is not None and needed.peak > self.memory_bytes:
+            raise CapacityError(
+                f"the picture needs {_gigabytes(needed.peak)} beside the weights, {_gigabytes(self.memory_bytes)} are there",
+                "ask for a smaller one, or for fewer references",
+            )
+        return Job(name, prepared, terms, listener, needed, watch, next(self._numbers), self._time())
+
+    def submit(self, job: Job) -> None:
+        self.waiting.append(job)
+        self._tell_positions()
+
+    def tick(self) -> None:
+        """One step of somebody, and all that is due before and after it."""
+        with torch.inference_mode():
+            self._drop()
+            self._admit()
+            chosen = self._choose()
+            self._step(chosen)
+            for job in [job for job in chosen if job in self.active and job.running.finished]:
+                self._finish(job)
+
+    def clear(self) -> None:
+        """Forgets everybody without a word."""
+        self.waiting.clear()
+        self.active.clear()
+
+    def _drop(self) -> None:
+        now = self._time()
+        for job in (*self.waiting, *self.active):
+            if job.cancelled:
+                self._fail(job, CancelledError("the request was cancelled"))
+            elif now > job.overdue_at:
+                self._fail(
+                    job,
+                    DeadlineError(
+                        f"the picture was not done within {job.terms.deadline_s:g} s",
+                        "allow more time, or ask for fewer steps or a smaller size",
+                    ),
+                )
+
+    def _admit(self) -> None:
+        for job in self._in_turn():
+            if not self._fits(job):
+                job.overtaken += 1
+                if job.overtaken > MAX_OVERTAKEN:
+                    break  # nobody else before this one
+                continue
+            self.waiting.remove(job)
+            self._begin(job)
+        self._tell_positions()
+
+    def _in_turn(self) -> list[Job]:
+        """Who waits, the next first: near deadlines, then callers with least under way for their share, then arrival."""
+        under_way = Counter(job.terms.caller for job in self.active)
+
+        def turn(job: Job) -> tuple[bool, float, int]:
+            before = under_way[job.terms.caller]
+            under_way[job.terms.caller] += 1
+            return not self._urgent(job), (1 + before) / SHARES[job.terms.priority], job.order
+
+        turns = {id(job): turn(job) for job in sorted(self.waiting, key=lambda job: job.order)}
+        return sorted(self.waiting, key=lambda job: turns[id(job)])
+
+    def _fits(self, job: Job) -> bool:
+        if self.memory_bytes is None or not self.active:
+            return True
+        together = [*self.active, job]
+        held = sum(each.need.held for each in together)
+        return held + max(max(each.need.step, each.need.decode) for each in together) <= self.memory_bytes
+
+    def _begin(self, job: Job) -> None:
+        job.admitted = self._time()
+        job.clock = min((each.clock for each in self.active), default=0.0)
+        job.listener.event(Encoding(job.id))
+        try:
+            job.sequence = begin(self.model, self.caches, job.prepared, job.watch)
+        except Exception as error:  # noqa: BLE001 - whatever it was: this request fails, the others go on
+            self._fail(job, _in_words(error, job))
+        else:
+            self.active.append(job)
+
+    def _choose(self) -> list[Job]:
+        """Who takes the next step: the one furthest behind, and those after it as long as there is room."""
+        order = sorted(self.active, key=lambda job: (not self._urgent(job), job.clock, job.order))
+        if not order:
+            return []
+        first, *others = order
+        if first.terms.exact:
+            return [first]
+        chosen, rows = [first], first.num_rows
+        room = (
+            math.inf if self.memory_bytes is None else self.memory_bytes - sum(each.need.held for each in self.active)
+        )
+        room -= first.need.step
+        for job in others:
+            if not job.terms.exact and rows + job.num_rows <= ROWS_ENOUGH and job.need.step <= room:
+                chosen.append(job)
+                rows += job.num_rows
+                room -= job.need.step
+        return chosen
+
+    def _step(self, jobs: list[Job]) -> None:
+        if not jobs:
+            return
+        begun = time.perf_counter()
+        try:
+            step(self.model, self.caches, [job.running for job in jobs])
+        except Exception as error:  # noqa: BLE001 - out of memory, above all
+            if len(jobs) == 1:
+                self._fail(jobs[0], _in_words(error, jobs[0]))
+            else:  # none has moved: each on its own, so that only who fails alone fails
+                for job in jobs:
+                    self._step([job])
+            return
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        self._account(jobs, time.perf_counter() - begun)
+        for job in jobs:
+            sequence, every = job.running, job.terms.preview_every
+            wanted = every and sequence.step % every == 0 and not sequence.finished
+            preview = self._previewer.png(sequence.estimate) if wanted else None
+            job.listener.event(Stepped(job.id, sequence.step, sequence.num_steps, preview))
+
+    def _account(self, jobs: list[Job], seconds: float) -> None:
+        flops = {id(job): self._flops(job) for job in jobs}
+        rate = seconds / sum(flops.values())
+        self._seconds_a_flop = 0.7 * self._seconds_a_flop + 0.3 * rate if self._seconds_a_flop else rate
+        of_caller = Counter(job.terms.caller for job in self.active)
+        for job in jobs:
+            job.watch.seconds["denoise"] += seconds
+            job.clock += flops[id(job)] * of_caller[job.terms.caller] / SHARES[job.terms.priority]
+
+    def _finish(self, job: Job) -> None:
+        job.listener.event(Decoding(job.id))
+        try:
+            picture = finish(self.model, job.prepared, job.running, job.watch)
+        except Exception as error:  # noqa: BLE001
+            self._fail(job, _in_words(error, job))
+        else:
+            self._forget(job)
+            job.listener.picture(job, picture)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        self._forget(job)
+        job.listener.error(job, error)
+
+    def _forget(self, job: Job) -> None:
+        for jobs in (self.waiting, self.active):
+            if job in jobs:
+                jobs.remove(job)
+        job.sequence = None
+
+    def _urgent(self, job: Job) -> bool:
+        if job.overdue_at == math.inf:
+            return False
+        left = job.prepared.steps - (job.sequence.step if job.sequence else 0)
+        segment = segment_of(self.model, job.prepared)
+        forecast = left * cost.step_flops(self.model.spec.transformer, segment) * self._seconds_a_flop
+        return job.overdue_at - self._time() < URGENT * forecast
+
+    def _flops(self, job: Job) -> int:
+        branches = 1 if job.running.context.empty_LX is None else 2
+        return branches * cost.step_flops(self.model.spec.transformer, job.running.segment)
+
+    def _need(self, prepared: Prepared) -> cost.Need:
+        branches = 1 if prepared.guidance == 1 else 2
+        element = self.model.dtype.itemsize
+        return cost.need(self.model.spec, segment_of(self.model, prepared), branches, prepared.size, element)
+
+    def _tell_positions(self) -> None:
+        for position, job in enumerate(self._in_turn()):
+            if job.position != position:
+                job.position = position
+                job.listener.event(Queued(job.id, position))
+
+
+@dataclass(slots=True)
+class Collector:
+    """Keeps what comes; for those who wait in the same thread."""
+
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    failure: Exception | None = None
+    num_steps: int = 0
+
+    def event(self, event: Event) -> None:
+        self.num_steps += isinstance(event, Stepped)
+
+    def picture(self, job: Job, picture: Picture) -> None:
+        self.pictures[job.id] = picture
+
+    def error(self, job: Job, error: Exception) -> None:  # noqa: ARG002 - there is one caller
+        self.failure = self.failure or error
+
+
+def _in_words(error: Exception, job: Job) -> Exception:
+    """Out of memory as an error of ours; anything else as it is."""
+    if isinstance(error, KleinbildError) or not _is_out_of_memory(error):
+        return error
+    words = CapacityError(
+        f"out of memory while making a picture of {job.prepared.size} with {len(job.prepared.references)} references",
+        "ask for a smaller one, or for fewer at once",
+    )
+    words.__cause__ = error
+    return words
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:.2f} MB"

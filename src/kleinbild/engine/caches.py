@@ -1,0 +1,116 @@
+"""What need not be computed twice: contexts of prompts, latents of references, modulations of times, layouts.
+
+Everything is kept by its content, so that a hit is what would have been computed. Sizes are bounded; what was not used
+for longest goes first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kleinbild.model.packing import Packing, Segment, pack
+from kleinbild.model.spec import TransformerSpec
+from kleinbild.model.transformer import Flux2Transformer, Modulations
+from kleinbild.model.weights import Model
+
+PROMPT_BYTES = 256 * 2**20  # 32 prompts of klein-4B, thousands of nano's
+REFERENCE_BYTES = 128 * 2**20  # 128 references of a megapixel
+LAYOUTS_KEPT = 16  # mixes of shapes; of 4 megapixels each has 25 MB of rotations
+MODULATIONS_KEPT = 512  # times; a few numbers of steps and sizes have some dozens
+
+
+@dataclass(slots=True)
+class Counters:
+    """How a cache did: `num_bytes` is what it holds now."""
+
+    num_hits: int = 0
+    num_misses: int = 0
+    num_evicted: int = 0
+    num_bytes: int = 0
+
+
+class TensorCache:
+    """Tensors by key, at most `limit_bytes` of them; what was not used for longest goes. Not for several threads."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.counters = Counters()
+        self._tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def get(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """The tensor of `key`, computed if it is not here. One that is larger than the limit is not kept."""
+        if key in self._tensors:
+            self.counters.num_hits += 1
+            self._tensors.move_to_end(key)
+            return self._tensors[key]
+        self.counters.num_misses += 1
+        tensor = compute()
+        if tensor.nbytes <= self.limit_bytes:
+            self._tensors[key] = tensor
+            self.counters.num_bytes += tensor.nbytes
+            while self.counters.num_bytes > self.limit_bytes:
+                _, oldest = self._tensors.popitem(last=False)
+                self.counters.num_bytes -= oldest.nbytes
+                self.counters.num_evicted += 1
+        return tensor
+
+
+class Modulator:
+    """Modulations of times, each computed once for the model."""
+
+    def __init__(self, transformer: Flux2Transformer, device: torch.device) -> None:
+        self._transformer, self._device = transformer, device
+        self._known: OrderedDict[float, Modulations] = OrderedDict()
+
+    def __call__(self, times: Sequence[float]) -> Modulations:
+        """One row for each of `times`, computed alone: it does not depend on the others."""
+        first, *others = (self._of(time) for time in times)
+        return first.join(*others) if others else first
+
+    def _of(self, time: float) -> Modulations:
+        if time not in self._known:
+            self._known[time] = self._transformer.modulations(torch.tensor([time], device=self._device))
+            if len(self._known) > MODULATIONS_KEPT:
+                self._known.popitem(last=False)
+        self._known.move_to_end(time)
+        return self._known[time]
+
+
+class Layouts:
+    """Layouts of passes, each mix of shapes laid out once."""
+
+    def __init__(self, spec: TransformerSpec, device: torch.device) -> None:
+        self._spec, self._device = spec, device
+        self._known: OrderedDict[tuple[Segment, ...], Packing] = OrderedDict()
+
+    def __call__(self, segments: tuple[Segment, ...]) -> Packing:
+        if segments not in self._known:
+            self._known[segments] = pack(segments, self._spec, device=self._device)
+            if len(self._known) > LAYOUTS_KEPT:
+                self._known.popitem(last=False)
+        self._known.move_to_end(segments)
+        return self._known[segments]
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """All that a loaded model keeps from request to request."""
+
+    prompts: TensorCache
+    references: TensorCache
+    modulator: Modulator
+    layouts: Layouts
+
+    @classmethod
+    def of(cls, model: Model, prompt_bytes: int = PROMPT_BYTES, reference_bytes: int = REFERENCE_BYTES) -> Caches:
+        return cls(
+            TensorCache(prompt_bytes),
+            TensorCache(reference_bytes),
+            Modulator(model.transformer, model.device),
+            Layouts(model.transformer.spec, model.device),
+        )

@@ -1,0 +1,156 @@
+"""The engine as a process of its own: `python -m kleinbild.engine.worker nano`.
+
+It reads `core.messages` from its standard input and writes them to its standard output, and ends when its input ends,
+so that it never outlives who started it. Three threads: one reads, the main one computes, one encodes files while the
+next picture is being made. `engine.remote` is the other side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO
+
+import torch
+
+from kleinbild.core.errors import KleinbildError
+from kleinbild.core.messages import Cancel, Done, Event, Failed, FromWorker, Ready, ToWorker
+from kleinbild.engine import machine
+from kleinbild.engine.batcher import Batcher, Job
+from kleinbild.engine.picture import Picture
+from kleinbild.engine.runtime import Engine, kernels
+
+FREE_SHARE = 0.9  # of the memory that is there once the model is loaded: others need some, too
+
+
+class Worker:
+    """One model, served from `inbox` until it ends. `send` is called from several threads."""
+
+    def __init__(self, engine: Engine, outbox: IO[bytes], memory_bytes: int | None) -> None:
+        self.engine = engine
+        self.kernels = kernels(engine.device)
+        self.batcher = Batcher(engine.model, memory_bytes=memory_bytes)
+        self.jobs: dict[str, Job] = {}
+        self._outbox, self._writing = outbox, threading.Lock()
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
+
+    def serve(self, inbox: queue.SimpleQueue[ToWorker | None]) -> None:
+        """Until None arrives: whoever started this process has gone."""
+        model = self.engine.model
+        dtype = str(model.dtype).removeprefix("torch.")
+        load = self.engine.load_seconds
+        self.send(Ready(self.engine.name, model.fingerprint, model.device.type, dtype, self.kernels, load))
+        while True:
+            message: ToWorker | None = None
+            try:
+                message = inbox.get(block=not self.batcher.busy)
+            except queue.Empty:
+                self.batcher.tick()
+                continue
+            if message is None:
+                return
+            self.take(message)
+
+    def take(self, message: ToWorker) -> None:
+        if isinstance(message, Cancel):
+            if job := self.jobs.get(message.id):
+                job.cancel()
+            return
+        try:
+            job = self.batcher.job(message.id, message.request, message.terms, self)
+        except Exception as error:  # noqa: BLE001 - told to the caller, in words or as a bug
+            self.send(failed(message.id, error))
+        else:
+            self.jobs[message.id] = job
+            self.batcher.submit(job)
+
+    def event(self, event: Event) -> None:
+        self.send(event)
+
+    def picture(self, job: Job, picture: Picture) -> None:
+        del self.jobs[job.id]
+        self._encoder.submit(self._deliver, job, picture)
+
+    def error(self, job: Job, error: Exception) -> None:
+        del self.jobs[job.id]
+        self.send(failed(job.id, error))
+
+    def _deliver(self, job: Job, picture: Picture) -> None:
+        try:
+            timings = {"queue": job.admitted - job.arrived, **picture.timings}
+            self.send(
+                Done(
+                    id=job.id,
+                    file=picture.to_bytes("png"),
+                    seed=picture.seed,
+                    timings=timings,
+                    peak_bytes=machine.peak_memory(),
+                    fingerprint=picture.record.fingerprint,
+                    kernels=self.kernels,
+                )
+            )
+        except Exception as error:  # noqa: BLE001 - nobody waits for this thread, so it must be told
+            self.send(failed(job.id, error))
+
+    def send(self, message: FromWorker) -> None:
+        with self._writing:
+            try:
+                # Between a process and the one that it started, over pipes that nobody else has: pickle is safe here.
+                pickle.dump(message, self._outbox)
+                self._outbox.flush()
+            except BrokenPipeError:  # whoever started this has gone; the end of the input says so, too
+                os._exit(0)
+
+
+def failed(name: str, error: Exception) -> Failed:
+    if isinstance(error, KleinbildError):
+        return Failed(name, type(error).__name__, error.message, error.hint)
+    return Failed(name, type(error).__name__, str(error))
+
+
+def read(stream: IO[bytes], inbox: queue.SimpleQueue[ToWorker | None]) -> None:
+    """Passes messages on until the input ends."""
+    try:
+        while True:
+            inbox.put(pickle.load(stream))  # noqa: S301 - see Worker.send
+    except (EOFError, OSError, pickle.UnpicklingError):
+        inbox.put(None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--device")
+    parser.add_argument("--dtype")
+    parser.add_argument("--memory-bytes", type=int, help="what all requests may hold together beside the weights")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; whoever started this decides
+    inbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
+    threading.Thread(target=read, args=(sys.stdin.buffer, inbox), daemon=True).start()
+    messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not get between the messages
+    try:
+        engine = Engine(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    except Exception as error:  # noqa: BLE001 - told to whoever started this process
+        pickle.dump(failed("", error), messages)
+        messages.flush()
+        return
+    Worker(engine, messages, arguments.memory_bytes or free_memory(engine.device)).serve(inbox)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that requests may use, now that the model is loaded. None where the system does not tell."""
+    if device.type == "cuda":
+        return int(FREE_SHARE * torch.cuda.mem_get_info(device)[0])
+    found = machine.memory()
+    return None if found is None else int(FREE_SHARE * found[1])
+
+
+if __name__ == "__main__":
+    main()
