@@ -157,8 +157,13 @@ class Decoder(nn.Module):
         self.norm_out = nn.GroupNorm(groups, widths[0], eps=GROUP_NORM_EPS)
         self.conv_out = Convolution(widths[0], 3)
 
+    def bottom(self, z_BZhw: Tensor) -> Tensor:
+        """Everything at the latent's own resolution that comes before the levels: (B, C, h, w)."""
+        out: Tensor = self.mid(self.conv_in(self.post_quant_conv(z_BZhw)))
+        return out
+
     def forward(self, z_BZhw: Tensor) -> Tensor:
-        h_BCHW = self.mid(self.conv_in(self.post_quant_conv(z_BZhw)))
+        h_BCHW = self.bottom(z_BZhw)
         for i in reversed(range(len(self.up))):
             h_BCHW = self.up[i](h_BCHW)
             if i > 0:
@@ -185,9 +190,12 @@ class Autoencoder(nn.Module):
 
     def decode(self, latent_BDrc: Tensor) -> Tensor:
         """Normalised latents (B, D, r, c) to pixels (B, 3, 16·r, 16·c), about [-1, 1], not clipped."""
-        packed_BDrc = latent_BDrc * self._std() + self._mean()
-        out: Tensor = self.decoder(F.pixel_shuffle(packed_BDrc, 2))
+        out: Tensor = self.decoder(self.unpack(latent_BDrc))
         return out
+
+    def unpack(self, latent_BDrc: Tensor) -> Tensor:
+        """Normalised latents (B, D, r, c) to what the decoder takes: (B, Z, 2·r, 2·c)."""
+        return F.pixel_shuffle(latent_BDrc * self._std() + self._mean(), 2)
 
     def _mean(self) -> Tensor:
         return self._buffer("running_mean")
