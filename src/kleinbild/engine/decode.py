@@ -1,6 +1,6 @@
 """The end of the recipe: latents to pixels, pixels to a picture with its record.
 
-Shape suffixes: B batch, C channels, H W pixels.
+Shape suffixes: B batch, C channels, H W pixels, D channels of a packed latent, r c its rows and columns.
 """
 
 from __future__ import annotations
@@ -15,12 +15,21 @@ from kleinbild.core.metadata import Record, ReferenceRecord
 from kleinbild.core.requests import digest
 from kleinbild.engine.latents import Sequence
 from kleinbild.engine.prepare import Prepared
+from kleinbild.model.strips import decode_in_strips
 from kleinbild.model.weights import Model
+
+LARGE_PICTURE = 1024 * 1024
+"""Pixels. Larger pictures are decoded in strips. That takes longer, but at 2048x2048 the official autoencoder in one
+piece holds three maps of 2 GiB each at once, in bfloat16; up to the family's usual size it is a quarter of that."""
 
 
 def decode(model: Model, sequence: Sequence) -> Tensor:
     """A finished sequence to pixels (1, 3, H, W), float32, about [-1, 1]. Each picture is decoded alone."""
-    return model.autoencoder.decode(sequence.grid.to(model.dtype)).float()
+    latent_BDrc = sequence.grid.to(model.dtype)
+    num_pixels = latent_BDrc[0, 0].numel() * model.spec.autoencoder.pixels_per_token**2
+    if num_pixels > LARGE_PICTURE:
+        return decode_in_strips(model.autoencoder, latent_BDrc).float()
+    return model.autoencoder.decode(latent_BDrc).float()
 
 
 def to_image(pixels_BCHW: Tensor) -> Image.Image:
