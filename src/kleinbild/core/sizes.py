@@ -11,6 +11,10 @@ from kleinbild.core.errors import SizeError
 MAX_ASPECT = 8
 """The longer side may be at most this many times the shorter: what the family was trained on."""
 
+LARGE_PICTURE = 1024 * 1024
+"""Pixels. Larger pictures are decoded in strips. That takes longer, but at 2048x2048 the official autoencoder in one
+piece holds three maps of 2 GiB each at once, in bfloat16; up to the family's usual size it is a quarter of that."""
+
 _SIZE = re.compile(r"\s*([+-]?\d{1,9})\s*[xX×]\s*([+-]?\d{1,9})\s*", re.ASCII)
 _ASPECT = re.compile(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*:\s*(\d{1,6}(?:\.\d{1,6})?)\s*", re.ASCII)
 

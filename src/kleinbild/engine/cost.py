@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kleinbild.core.sizes import Size
+from kleinbild.core.sizes import LARGE_PICTURE, Size
 from kleinbild.model.packing import Segment
 from kleinbild.model.spec import AutoencoderSpec, ModelSpec, TransformerSpec
 
 STEP_FACTOR = 1.3  # allocators round up, and buffers of the matrix library come on top
 DECODE_MAPS = 5.0  # feature maps of the full size, at the widest of the two highest levels, that decoding holds at once
+STRIP_MAPS = 2.5  # at the base width, in strips: one whole, and the strips in flight
 FLOAT32 = 4
 
 
@@ -57,5 +58,7 @@ def need(spec: ModelSpec, segment: Segment, num_branches: int, size: Size, eleme
 
 
 def decode_bytes(spec: AutoencoderSpec, size: Size, element: int) -> int:
+    if size.area > LARGE_PICTURE:
+        return int(STRIP_MAPS * spec.base_channels * size.area * element)
     widest = spec.base_channels * spec.channel_multipliers[min(1, len(spec.channel_multipliers) - 1)]
     return int(DECODE_MAPS * widest * size.area * element)

@@ -13,14 +13,11 @@ from kleinbild import __version__
 from kleinbild.core.errors import KleinbildError
 from kleinbild.core.metadata import Record, ReferenceRecord
 from kleinbild.core.requests import digest
+from kleinbild.core.sizes import LARGE_PICTURE
 from kleinbild.engine.latents import Sequence
 from kleinbild.engine.prepare import Prepared
 from kleinbild.model.strips import decode_in_strips
 from kleinbild.model.weights import Model
-
-LARGE_PICTURE = 1024 * 1024
-"""Pixels. Larger pictures are decoded in strips. That takes longer, but at 2048x2048 the official autoencoder in one
-piece holds three maps of 2 GiB each at once, in bfloat16; up to the family's usual size it is a quarter of that."""
 
 
 def decode(model: Model, sequence: Sequence) -> Tensor:
