@@ -51,6 +51,10 @@ def test_doctor_tells_what_is_here_and_times_a_picture(capsys: pytest.CaptureFix
     assert facts["picture"]["model"] == "nano"
     assert 0 < facts["picture"]["next_seconds"] < 60
     assert "hub" not in facts, "no network unless asked for"
+    for name in ("klein-4b", "klein-base-4b", "klein-9b", "klein-base-9b", "klein-9b-kv"):
+        seconds = facts[name]["seconds"]
+        assert 0 < seconds["512x512"] < seconds["1024x1024"]
+        assert facts[name]["peak_bytes"] > (13e9 if "4b" in name else 28e9)
 
 
 def test_doctor_asks_the_hub_only_on_request(

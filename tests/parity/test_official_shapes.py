@@ -15,6 +15,7 @@ from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkp
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from kleinbild.model import official
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.spec import AutoencoderSpec, TextEncoderSpec, TransformerSpec
 from kleinbild.model.text_encoder import TextEncoder
@@ -33,28 +34,8 @@ from kleinbild.model.weights.settings import Settings
 from kleinbild.model.weights.specs import autoencoder_spec, family, text_encoder_spec, transformer_spec
 from tests import tiny
 
-KLEIN_4B = TransformerSpec(hidden_size=3072, num_heads=24, num_double_blocks=5, num_single_blocks=20, context_size=7680)
-KLEIN_9B = TransformerSpec(
-    hidden_size=4096, num_heads=32, num_double_blocks=8, num_single_blocks=24, context_size=12288
-)
-QWEN3_4B = TextEncoderSpec(
-    hidden_size=2560,
-    num_layers=36,
-    num_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    mlp_size=9728,
-    vocab_size=151_936,
-)
-QWEN3_8B = TextEncoderSpec(
-    hidden_size=4096,
-    num_layers=36,
-    num_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    mlp_size=12288,
-    vocab_size=151_936,
-)
+KLEIN_4B, KLEIN_9B = official.KLEIN_4B.transformer, official.KLEIN_9B.transformer
+QWEN3_4B, QWEN3_8B = official.QWEN3_4B, official.QWEN3_8B
 TRANSFORMERS = [pytest.param(KLEIN_4B, id="klein-4b"), pytest.param(KLEIN_9B, id="klein-9b")]
 
 

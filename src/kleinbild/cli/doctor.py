@@ -18,9 +18,11 @@ from kleinbild.cli.failures import ENGINE_PACKAGES
 from kleinbild.cli.models import gigabytes
 from kleinbild.cli.terminal import progress, result, result_json
 from kleinbild.core.errors import KleinbildError, ModelError
+from kleinbild.core.sizes import Size
 from kleinbild.engine import machine
 
 PROMPT = "a fox on a mint background"
+FORECAST_SIDES = (512, 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ def doctor(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Look at this machine and time a picture.
+    """Look at this machine, time a picture, and forecast what large models would take on it. At most 30 s.
 
     Exits with 3 if no picture can be made.
     """
@@ -48,7 +50,7 @@ def doctor(
             for fact in examine(online):
                 facts.append(fact)
                 if not as_json:
-                    result(f"{fact.name:<10}{fact.text}")
+                    result(f"{fact.name:<15}{fact.text}")
         except KleinbildError as error:
             failure = error
     if as_json:
@@ -77,6 +79,7 @@ def examine(online: bool) -> Iterator[Fact]:
         )
     yield from device()
     yield picture()
+    yield from forecasts()
 
 
 def packages() -> Fact:
@@ -177,3 +180,46 @@ def picture() -> Fact:
         f"first picture {times[0]:.2f} s, next {times[1]:.2f} s, peak memory {gigabytes(machine.peak_memory())}"
     )
     return Fact("picture", value, text)
+
+
+def forecasts() -> Iterator[Fact]:
+    """Seconds a picture of each large model, from a few of its blocks at their real size; and whether it would fit."""
+    import torch
+
+    from kleinbild.engine.forecast import Plan, forecast, measure
+    from kleinbild.engine.runtime import choose_device
+    from kleinbild.model.catalog import entries
+    from kleinbild.model.official import SPECS
+    from kleinbild.model.weights.settings import official
+
+    device, dtype = choose_device(None), torch.bfloat16
+    timed = Plan(Size(FORECAST_SIDES[0], FORECAST_SIDES[0]), (), steps=1, guided=False)
+    speeds = measure(SPECS["klein-4b"], timed, device=device, dtype=dtype)
+    available = torch.cuda.mem_get_info()[0] if device.type == "cuda" else (machine.memory() or (0, 0))[1]
+    for entry in entries():
+        if entry.family not in SPECS:
+            continue
+        settings = official(entry.variant)
+        guided = settings.default_guidance != 1
+        made = {
+            f"{side}x{side}": forecast(
+                SPECS[entry.family], Plan(Size(side, side), (), settings.default_steps, guided), speeds, dtype=dtype
+            )
+            for side in FORECAST_SIDES
+        }
+        needed = max(each.peak_bytes for each in made.values())
+        value = {
+            "seconds": {size: round(each.total_seconds, 2) for size, each in made.items()},
+            "peak_bytes": needed, "dtype": "bfloat16", "steps": settings.default_steps,
+        }  # fmt: skip
+        times = ", ".join(f"{size} in {duration(each.total_seconds)}" for size, each in made.items())
+        fits = (
+            "" if not available or needed < available else f": more than the {gigabytes(available)} that are available"
+        )
+        yield Fact(entry.name, value, f"{times}, {settings.default_steps} steps; needs {gigabytes(needed)}{fits}")
+
+
+def duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"

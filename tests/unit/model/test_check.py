@@ -15,13 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kleinbild.core.errors import MissingWeightsError, WeightsError
-from kleinbild.model.spec import TransformerSpec
+from kleinbild.model.official import KLEIN_4B
 from kleinbild.model.weights import check
 from kleinbild.model.weights.export import export_diffusers
 from kleinbild.model.weights.shapes import transformer_shapes
 from tests import tiny
-
-KLEIN_4B = TransformerSpec(3072, 24, 5, 20, 7680)
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ def folder(path: Path, tmp_path: Path) -> Path:
 def official_file(path: Path, *, leave_out: str = "") -> Path:
     """The header of a whole klein-4B file, and as many bytes as it promises: a hole that takes no room on disk."""
     header, at = {}, 0
-    for name, shape in transformer_shapes(KLEIN_4B).items():
+    for name, shape in transformer_shapes(KLEIN_4B.transformer).items():
         if name != leave_out:
             size = 2 * prod(shape)
             header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, at + size]}
