@@ -1,7 +1,8 @@
 """Kleinbild: FLUX.2 [klein] as a product that you run yourself.
 
-This file is the public face: `generate`, `edit`, `Picture`, `Engine` and `KleinbildError`. Each name is imported when it
-is first used, so that `import kleinbild` takes milliseconds and no torch.
+This file is the public face: `generate`, `edit` and `replay` for pictures, `Engine` for a model in this process,
+`RemoteEngine` for one in a process of its own, `Picture` and `KleinbildError`. Each name is imported when it is first
+used, so that `import kleinbild` takes milliseconds and no torch.
 """
 
 from __future__ import annotations
@@ -10,21 +11,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kleinbild.api import edit, generate
+    from kleinbild.api import edit, generate, replay
     from kleinbild.core.errors import KleinbildError
     from kleinbild.engine.picture import Picture
+    from kleinbild.engine.remote import RemoteEngine
     from kleinbild.engine.runtime import Engine
 
 __version__ = "0.1.0"
 
-__all__ = ["Engine", "KleinbildError", "Picture", "__version__", "edit", "generate"]
+__all__ = ["Engine", "KleinbildError", "Picture", "RemoteEngine", "__version__", "edit", "generate", "replay"]
 
 _HOMES = {
     "Engine": "kleinbild.engine.runtime",
     "KleinbildError": "kleinbild.core.errors",
     "Picture": "kleinbild.engine.picture",
+    "RemoteEngine": "kleinbild.engine.remote",
     "edit": "kleinbild.api",
     "generate": "kleinbild.api",
+    "replay": "kleinbild.api",
 }
 
 

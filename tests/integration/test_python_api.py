@@ -121,7 +121,7 @@ def test_several_pictures_count_in_their_order(model: str, drawing: Image.Image)
 def test_a_picture_is_made_again_from_its_file(model: str, drawing: Image.Image, tmp_path: Path) -> None:
     drawing.save(tmp_path / "drawing.png")
     made = kleinbild.edit("remove the hat", tmp_path / "drawing.png", model=model, steps=3).save(tmp_path / "made.webp")
-    again = api.replay(made, tmp_path / "drawing.png", model=model)
+    again = kleinbild.replay(made, tmp_path / "drawing.png", model=model)
     assert again.record == read_record(made)
     with Image.open(made) as image:
         assert image.convert("RGB").tobytes() == again.pil.tobytes()
