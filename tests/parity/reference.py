@@ -21,15 +21,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.text_encoder import TextEncoder
 from kleinbild.model.transformer import Flux2Transformer
+from kleinbild.model.weights.configs import SCHEDULER, autoencoder_config, qwen3_config, transformer_config
 from kleinbild.model.weights.convert import convert_from_ours
-from kleinbild.model.weights.export import (
-    SCHEDULER,
-    autoencoder_config,
-    export_diffusers,
-    qwen3_config,
-    qwen3_state,
-    transformer_config,
-)
+from kleinbild.model.weights.export import export_diffusers, qwen3_state
 from kleinbild.model.weights.layouts import diffusers_autoencoder, diffusers_transformer
 
 
@@ -47,7 +41,7 @@ def autoencoder(network: Autoencoder) -> AutoencoderKLFlux2:
 
 
 def text_encoder(network: TextEncoder) -> Qwen3ForCausalLM:
-    theirs = Qwen3ForCausalLM(Qwen3Config(**qwen3_config(network.spec)))
+    theirs = Qwen3ForCausalLM(Qwen3Config(**qwen3_config(network.spec, network.spec.num_layers_needed + 1)))
     theirs.load_state_dict({**qwen3_state(network), "lm_head.weight": network.model.embed_tokens.weight})
     return theirs.eval()
 

@@ -19,24 +19,22 @@ from torch import Tensor
 
 from kleinbild.core.errors import OutputError
 from kleinbild.model import catalog
-from kleinbild.model.spec import AutoencoderSpec, TextEncoderSpec, TransformerSpec
 from kleinbild.model.text_encoder import TextEncoder
+from kleinbild.model.weights.configs import (
+    DIFFUSERS_FILE,
+    SCHEDULER,
+    autoencoder_config,
+    model_index,
+    text_encoder_config,
+    transformer_config,
+)
 from kleinbild.model.weights.convert import convert_from_ours
 from kleinbild.model.weights.layouts import diffusers_autoencoder, diffusers_transformer
 from kleinbild.model.weights.load import Model, load_model
 from kleinbild.model.weights.settings import SETTINGS_FILE, write_settings
 from kleinbild.model.weights.shapes import text_encoder_shapes
 from kleinbild.model.weights.sources import find_parts, resolve
-from kleinbild.model.weights.variants import MODEL_INDEX
-
-DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
-SCHEDULER = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "num_train_timesteps": 1000,
-    "shift": 1.0,
-    "use_dynamic_shifting": True,  # the pipeline computes mu itself; `exponential` turns it into the shift of times
-    "time_shift_type": "exponential",
-}
+from kleinbild.model.weights.variants import MODEL_INDEX, read_json
 
 
 def export_diffusers(model_name: str, folder: Path, *, dtype: torch.dtype | None = None) -> Path:
@@ -76,55 +74,6 @@ def qwen3_state(encoder: TextEncoder) -> dict[str, Tensor]:
     return state
 
 
-def qwen3_config(spec: TextEncoderSpec) -> dict[str, Any]:
-    """The arguments of transformers' `Qwen3Config` for what `qwen3_state` holds."""
-    return {
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.hidden_size,
-        "intermediate_size": spec.mlp_size,
-        "num_hidden_layers": spec.num_layers_needed + 1,
-        "num_attention_heads": spec.num_heads,
-        "num_key_value_heads": spec.num_key_value_heads,
-        "head_dim": spec.head_dim,
-        "rms_norm_eps": spec.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
-        "max_position_embeddings": 40_960,
-        "tie_word_embeddings": True,
-        "pad_token_id": None,
-    }
-
-
-def transformer_config(spec: TransformerSpec) -> dict[str, Any]:
-    """The arguments of diffusers' `Flux2Transformer2DModel`."""
-    return {
-        "in_channels": spec.in_channels,
-        "num_layers": spec.num_double_blocks,
-        "num_single_layers": spec.num_single_blocks,
-        "attention_head_dim": spec.head_dim,
-        "num_attention_heads": spec.num_heads,
-        "joint_attention_dim": spec.context_size,
-        "timestep_guidance_channels": spec.time_channels,
-        "mlp_ratio": spec.mlp_ratio,
-        "axes_dims_rope": list(spec.rope_axes),
-        "rope_theta": int(spec.rope_theta),
-        "guidance_embeds": False,
-    }
-
-
-def autoencoder_config(spec: AutoencoderSpec) -> dict[str, Any]:
-    """The arguments of diffusers' `AutoencoderKLFlux2`."""
-    num_levels = len(spec.channel_multipliers)
-    return {
-        "block_out_channels": [spec.base_channels * multiplier for multiplier in spec.channel_multipliers],
-        "down_block_types": ["DownEncoderBlock2D"] * num_levels,
-        "up_block_types": ["UpDecoderBlock2D"] * num_levels,
-        "layers_per_block": spec.num_res_blocks,
-        "latent_channels": spec.latent_channels,
-        "norm_num_groups": spec.num_groups,
-        "batch_norm_eps": spec.batch_norm_eps,
-    }
-
-
 def _write(model: Model, entry: catalog.Entry | None, tokenizer: Path, folder: Path) -> None:
     spec = model.spec
     transformer = convert_from_ours(diffusers_transformer(spec.transformer), model.transformer.state_dict())
@@ -136,7 +85,8 @@ def _write(model: Model, entry: catalog.Entry | None, tokenizer: Path, folder: P
     shutil.copytree(tokenizer, folder / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
-    _write_json(folder / MODEL_INDEX, _model_index(model, tokenizer))
+    tokenizer_class = read_json(tokenizer / "tokenizer_config.json").get("tokenizer_class", "Qwen2TokenizerFast")
+    _write_json(folder / MODEL_INDEX, model_index(model.settings, tokenizer_class))
     write_settings(folder / SETTINGS_FILE, model.settings)
     (folder / "README.md").write_text(_readme(model, entry), "utf-8")
 
@@ -150,32 +100,13 @@ def _write_network(folder: Path, class_name: str, config: dict[str, Any], state:
 def _write_text_encoder(folder: Path, encoder: TextEncoder) -> None:
     folder.mkdir()
     dtype = str(next(encoder.parameters()).dtype).removeprefix("torch.")
-    config = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "dtype": dtype,
-        **qwen3_config(encoder.spec),
-    }
-    _write_json(folder / "config.json", config)
+    num_layers = encoder.spec.num_layers_needed + 1  # as many as `qwen3_state` holds
+    _write_json(folder / "config.json", text_encoder_config(encoder.spec, num_layers, dtype))
     _save(qwen3_state(encoder), folder / "model.safetensors")
 
 
 def _save(state: dict[str, Tensor], path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata={"format": "pt"})
-
-
-def _model_index(model: Model, tokenizer: Path) -> dict[str, Any]:
-    config = json.loads((tokenizer / "tokenizer_config.json").read_text("utf-8"))
-    pipeline = "Flux2KleinKVPipeline" if model.settings.reference_caching else "Flux2KleinPipeline"
-    return {
-        "_class_name": pipeline,
-        "is_distilled": model.settings.distilled,
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "Qwen3ForCausalLM"],
-        "tokenizer": ["transformers", config.get("tokenizer_class", "Qwen2TokenizerFast")],
-        "transformer": ["diffusers", "Flux2Transformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKLFlux2"],
-    }
 
 
 def _readme(model: Model, entry: catalog.Entry | None) -> str:
