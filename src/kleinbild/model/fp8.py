@@ -1,0 +1,85 @@
+"""The transformer with the linear layers of its blocks in 8-bit floating point (e4m3).
+
+A weight gets one scale per output row, once; activations one scale per row, in every product. Results are bfloat16.
+GPUs have such products from compute capability 8.9 on. On a CPU the same rounding is computed in float32: not fast,
+but it shows what fp8 costs in accuracy.
+
+Shape suffixes: M rows of activations, N output features, K input features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kleinbild.core.errors import ModelError
+from kleinbild.model.linear import Linear
+from kleinbild.model.transformer import Flux2Transformer
+
+E4M3 = torch.float8_e4m3fn
+E4M3_MAX = 448.0
+SMALLEST_SCALE = 1e-12  # for rows of zeros
+FIRST_CAPABILITY = (8, 9)
+
+
+def to_fp8(network: Flux2Transformer) -> Flux2Transformer:
+    """The same network with its blocks' linear layers in fp8; it shares all else with `network`, which stays as it is.
+
+    Raises ModelError where the device has no products of such numbers.
+    """
+    require_fp8(next(network.parameters()).device)
+    with torch.device("meta"):
+        quantized = Flux2Transformer(network.spec)
+    quantized.load_state_dict(network.state_dict(), assign=True)
+    for blocks in (quantized.double_blocks, quantized.single_blocks):
+        for parent in list(blocks.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, Linear):
+                    setattr(parent, name, Fp8Linear(child.weight.detach()))
+    return quantized.requires_grad_(False).eval()
+
+
+def require_fp8(device: torch.device) -> None:
+    if device.type == "cpu":
+        return
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    if capability < FIRST_CAPABILITY:
+        raise ModelError(
+            f"{device.type} of compute capability {'.'.join(map(str, capability))} has no fp8 products",
+            f"use a GPU of capability {'.'.join(map(str, FIRST_CAPABILITY))} or newer, or bfloat16",
+        )
+
+
+class Fp8Linear(nn.Module):
+    """x · Wᵀ without bias, W in fp8."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, weight_NK: Tensor) -> None:
+        super().__init__()
+        weight, scale = quantize_rows(weight_NK)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x_MK: Tensor) -> Tensor:
+        return scaled_product(*quantize_rows(x_MK), self.weight, self.scale).to(x_MK.dtype)
+
+
+def quantize_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in e4m3, and the scale (M, 1) in float32 that each has to be multiplied with."""
+    largest_M1 = x_MK.abs().amax(dim=-1, keepdim=True).float()
+    scale_M1 = (largest_M1 / E4M3_MAX).clamp(min=SMALLEST_SCALE)
+    return (x_MK.float() / scale_M1).to(E4M3), scale_M1
+
+
+def scaled_product(a_MK: Tensor, a_scale_M1: Tensor, b_NK: Tensor, b_scale_N1: Tensor) -> Tensor:
+    """a · bᵀ of two quantized matrices, (M, N) in bfloat16."""
+    if a_MK.device.type == "cpu":
+        return (a_MK.float() @ b_NK.float().t() * a_scale_M1 * b_scale_N1.t()).bfloat16()
+    # Private, but the only row-scaled product in torch. Fast accumulation rounds sums earlier than float32 would; that
+    # is little beside the rounding of the numbers themselves to eight bits.
+    product: Tensor = torch._scaled_mm(  # noqa: SLF001
+        a_MK, b_NK.t(), a_scale_M1, b_scale_N1.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+    return product
