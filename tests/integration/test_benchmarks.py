@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from math import prod
@@ -13,11 +14,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from kleinbild.model.attention import ReferenceCache
+from kleinbild.model.packing import Segment, pack
+from kleinbild.model.transformer import Flux2Transformer
 from kleinbild.model.weights import check, load_model
+from tests import tiny
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LAYOUTS = ("bfl", "diffusers", "comfyui", "gguf")
+ABSENT = ("tokenizers", "jinja2", "PIL", "safetensors", "gguf", "diffusers", "transformers")
 
 Program = Callable[..., tuple[str, dict[str, Any]]]
 
@@ -78,3 +86,59 @@ def test_the_official_shapes(load: Callable[[str], ModuleType]) -> None:
     text = random_weights.text_encoder_shapes(spec.text_encoder, spec.text_encoder.num_layers)
     assert sum(map(prod, random_weights.transformer_shapes(spec.transformer).values())) == 3_875_544_576
     assert sum(map(prod, text.values())) + spec.text_encoder.hidden_size == 4_022_468_096
+
+
+@pytest.mark.parametrize("caching", [False, True])
+def test_the_count_of_operations(load: Callable[[str], ModuleType], caching: bool) -> None:
+    """Against torch's own counter, on the meta device, where nothing is padded or computed."""
+    spec, segment, batch = tiny.SPEC.transformer, Segment(7, (4, 6), ((5, 2), (3, 3))), 2
+    cache = ReferenceCache() if caching else None
+    with torch.device("meta"):
+        network = Flux2Transformer(spec).requires_grad_(False)
+    for first in (True, False):
+        mode = ("store" if first else "stored") if caching else "joint"
+        packing = pack([segment] * batch, spec, mode=mode, device="meta")
+        rows = batch * (segment.num_image + (segment.num_references if first or not caching else 0))
+        shapes = ((rows, spec.in_channels), (batch * segment.num_text, spec.context_size), (batch,))
+        inputs = [torch.empty(shape, device="meta") for shape in shapes]
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+            network(*inputs, packing, cache)
+        work = load("gpu").work(spec, segment, batch, caching=caching, first=first)
+        assert sum(work) == counted.get_total_flops()
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler and of diffusers: as in a process of its own
+def test_gpu_rehearsed_on_the_cpu(run: Program) -> None:
+    printed, result = run("gpu", "--device", "cpu", "--variant", "tiny", "--repeats", "1")
+    rows = {(row["row"], row["name"]): row for row in result["rows"]}
+    assert [row["problem"] for row in result["rows"] if row["problem"]] == []
+    counts = ("1 reference", "2 references", "4 references")
+    cases = ["64² text to image", "32² text to image", "32² text to image x2"]
+    cases += [f"64² edit, {count}{cached}" for count in counts for cached in ("", ", cached")]
+    assert {row for row, _ in rows} == {
+        "ours bf16", "ours fp8", "diffusers bf16", "ours bf16 compiled", "ours fp8 compiled", "diffusers bf16 compiled",
+    }  # fmt: skip
+    for way, limit in (("ours bf16", 0.0), ("ours fp8", 0.05), ("diffusers bf16", 0.1)):
+        for case in cases:
+            row = rows[way, case]
+            assert row["seconds"].keys() == {"text", "references", "pack", "denoise", "decode", "total"}
+            assert row["differs"] <= limit, f"{way}, {case}"  # all compute the same picture
+            assert row["matrix_rate_share"] > 0
+    assert result["matrix_rate_tflops"].keys() == {"bf16", "fp8"}
+    assert len(result["ratios"]) == len(cases) + 1
+    assert result["aims"] == []  # they are for a GPU
+    assert "64² edit, 4 references, cached" in printed
+
+
+def test_gpu_needs_torch_alone_and_says_what_it_skips_when_its_budget_is_spent() -> None:
+    program = (
+        f"import runpy, sys; sys.modules |= dict.fromkeys({ABSENT});"  # None: cannot be imported
+        f"sys.argv[0] = {str(BENCHMARKS / 'gpu.py')!r}; sys.path[0] = {str(BENCHMARKS)!r};"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    arguments = ["--device", "cpu", "--variant", "tiny", "--budget-s", "0", "--json"]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    printed, result = split(done.stdout)
+    assert {row["problem"] for row in result["rows"]} == {"skipped: 0 s of 0 s were left"}
+    assert printed.count("skipped") == len(result["rows"]) > 20
+    assert "not installed: diffusers, transformers" in printed
