@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -142,3 +143,19 @@ def test_gpu_needs_torch_alone_and_says_what_it_skips_when_its_budget_is_spent()
     assert {row["problem"] for row in result["rows"]} == {"skipped: 0 s of 0 s were left"}
     assert printed.count("skipped") == len(result["rows"]) > 20
     assert "not installed: diffusers, transformers" in printed
+
+
+def test_klein_cpu_rehearsed_against_diffusers(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    load("random_weights").write_model(tmp_path / "diffusers", "diffusers", load("random_weights").TINY)
+    command = [sys.executable, BENCHMARKS / "klein_cpu.py", "--variant", "tiny", "--weights", tmp_path, "--json"]
+    command += ["--peers", "diffusers,sdcpp", "--threads", "1", "--repeats", "1"]
+    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=True)
+    printed, result = split(done.stdout)
+    bf16 = result["bf16"]
+    for contestant in ("ours", "diffusers"):
+        assert bf16[contestant]["seconds"].keys() == {"text", "denoise", "decode", "total"}, bf16[contestant]
+    totals = [bf16[contestant]["seconds"]["total"] for contestant in ("diffusers", "ours")]
+    assert bf16["diffusers_over_ours"] == pytest.approx(totals[0] / totals[1])
+    assert 0.1 < bf16["peak_gb"] < 4
+    assert bf16["sdcpp_over_ours"] is None  # absent, or without use for a tiny model
+    assert bf16["sdcpp"]["problem"] in printed
