@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import pairwise
@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))  # the m
 from kleinbild.model.attention import ReferenceCache
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.fp8 import quantize_rows, require_fp8, scaled_product, to_fp8
-from kleinbild.model.packing import Segment, pack
+from kleinbild.model.packing import ReferenceMode, Segment, pack
 from kleinbild.model.rope import image_ids, text_ids
 from kleinbild.model.schedule import times
 from kleinbild.model.spec import ModelSpec, TransformerSpec
@@ -206,16 +206,16 @@ class Ours:
     def pack(self, case: Case) -> Forward:
         """The one place here that knows how references are packed and cached: in the first step, then from it."""
         segment = case.segment(self.bench.spec)
-        modes = ("store", "stored") if case.caching else ("joint",)
+        modes: tuple[ReferenceMode, ...] = ("store", "stored") if case.caching else ("joint",)
         packings = [
-            pack([segment] * case.batch, self.bench.spec.transformer, mode=mode, device=self.bench.device)
+            pack([replace(segment, mode=mode)] * case.batch, self.bench.spec.transformer, device=self.bench.device)
             for mode in modes
         ]
-        cache = ReferenceCache() if case.caching else None
+        caches = [ReferenceCache() if case.caching else None for _ in range(case.batch)]
 
         def forward(step: int, img_BNC: Tensor, txt_BTX: Tensor, times_B: Tensor) -> Tensor:
             packing = packings[min(step, len(packings) - 1)]
-            out_NC = self.transformer(img_BNC.flatten(0, 1), txt_BTX.flatten(0, 1), times_B, packing, cache)
+            out_NC = self.transformer(img_BNC.flatten(0, 1), txt_BTX.flatten(0, 1), times_B, packing, caches)
             return out_NC.unflatten(0, (case.batch, -1))[:, : segment.num_image]
 
         return forward

@@ -33,6 +33,7 @@ from torch import Tensor
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 sys.path.insert(0, str(SOURCE))  # a machine that measures may have the checkout and no installation
 
+from kleinbild.model import official
 from kleinbild.model.spec import AutoencoderSpec, ModelSpec, TextEncoderSpec, TransformerSpec
 from kleinbild.model.weights import configs
 from kleinbild.model.weights.convert import from_ours
@@ -67,24 +68,7 @@ class Variant:
     official: bool = False
 
 
-KLEIN_4B = Variant(
-    "flux-2-klein-4b",
-    ModelSpec(
-        TransformerSpec(hidden_size=3072, num_heads=24, num_double_blocks=5, num_single_blocks=20, context_size=7680),
-        TextEncoderSpec(
-            hidden_size=2560,
-            num_layers=36,
-            num_heads=32,
-            num_key_value_heads=8,
-            head_dim=128,
-            mlp_size=9728,
-            vocab_size=151_936,
-        ),
-        AutoencoderSpec(),
-    ),
-    Settings(),
-    official=True,
-)
+KLEIN_4B = Variant("flux-2-klein-4b", official.KLEIN_4B, Settings(), official=True)
 TINY_SETTINGS = Settings(
     text_layers=(1, 2, 3), max_text_tokens=64, default_size=64, min_side=32, max_side=256, num_groups=4
 )

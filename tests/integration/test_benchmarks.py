@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -93,17 +94,17 @@ def test_the_official_shapes(load: Callable[[str], ModuleType]) -> None:
 def test_the_count_of_operations(load: Callable[[str], ModuleType], caching: bool) -> None:
     """Against torch's own counter, on the meta device, where nothing is padded or computed."""
     spec, segment, batch = tiny.SPEC.transformer, Segment(7, (4, 6), ((5, 2), (3, 3))), 2
-    cache = ReferenceCache() if caching else None
+    caches = [ReferenceCache() if caching else None for _ in range(batch)]
     with torch.device("meta"):
         network = Flux2Transformer(spec).requires_grad_(False)
     for first in (True, False):
         mode = ("store" if first else "stored") if caching else "joint"
-        packing = pack([segment] * batch, spec, mode=mode, device="meta")
+        packing = pack([replace(segment, mode=mode)] * batch, spec, device="meta")
         rows = batch * (segment.num_image + (segment.num_references if first or not caching else 0))
         shapes = ((rows, spec.in_channels), (batch * segment.num_text, spec.context_size), (batch,))
         inputs = [torch.empty(shape, device="meta") for shape in shapes]
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
-            network(*inputs, packing, cache)
+            network(*inputs, packing, caches)
         work = load("gpu").work(spec, segment, batch, caching=caching, first=first)
         assert sum(work) == counted.get_total_flops()
 
