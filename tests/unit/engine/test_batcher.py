@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -320,3 +321,37 @@ def test_the_same_picture_alone_or_in_company(
         else:
             assert stays is not None
             assert isinstance(ear.errors[str(i)], CancelledError)
+
+
+# --- bfloat16: within a tolerance, exact on request ------------------------------------------------------------------
+
+BFLOAT16_MEAN = 0.5  # of 255 levels, over a picture; docs/performance.md states it
+
+
+@pytest.fixture(scope="module")
+def half() -> Engine:
+    return Engine("nano", device="cpu", dtype="bfloat16")
+
+
+def company() -> list[PictureRequest]:
+    words = ["a fox on red", "a cat on a beach", "two pigs on mint"]
+    return [PictureRequest(prompt, seed=i, size=Size(128, 64 + 32 * i), steps=3 + i) for i, prompt in enumerate(words)]
+
+
+def test_bfloat16_in_company_is_the_picture_alone_within_rounding(half: Engine, ear: Ear) -> None:
+    batcher = Batcher(half.model)
+    for i, one in enumerate(company()):
+        put(batcher, ear, str(i), one)
+    run(batcher)
+    for i, one in enumerate(company()):
+        together, alone = (np.asarray(picture.pil, dtype=int) for picture in (ear.pictures[str(i)], half.generate(one)))
+        assert np.abs(together - alone).mean() <= BFLOAT16_MEAN
+
+
+def test_bfloat16_is_exact_on_request(half: Engine, ear: Ear) -> None:
+    batcher = Batcher(half.model)
+    for i, one in enumerate(company()):
+        put(batcher, ear, str(i), one, exact=i != 1)
+    run(batcher)
+    for i in (0, 2):
+        assert ear.pictures[str(i)].pil.tobytes() == half.generate(company()[i]).pil.tobytes()
