@@ -1,4 +1,4 @@
-"""Trains the few-step student from the base model: `python -m kleinbild.train.distill --steps 150`.
+"""Trains the few-step student from the base model: `python -m kleinbild.train.distill --steps 600`.
 
 The student starts as the base's average and learns on its own trajectories: at each of the four times that the sampler
 visits it sees the noisy latent that it has itself arrived at, and is asked for the velocity that leads from there to the
@@ -51,8 +51,8 @@ def trajectory_step(run: Run, batch: Batch, noise_BNC: Tensor, factor: float) ->
     return float(total.detach()) / NUM_STEPS
 
 
-def begin_student(out: Path, device: torch.device) -> Run:
-    """The base's average with a frozen text encoder, or the student's last checkpoint."""
+def begin_student(out: Path, device: torch.device) -> tuple[Run, int]:
+    """The base's average with a frozen text encoder, or the checkpoint of a student of this base; and the base's step."""
     base = load_state(out / "flow.pt")
     if base is None:
         raise SystemExit(f"{out / 'flow.pt'}: no base model to start from; run python -m kleinbild.train.flow first")
@@ -60,15 +60,15 @@ def begin_student(out: Path, device: torch.device) -> Run:
     flow.load_state_dict(base["average"])
     flow.text_encoder.requires_grad_(False)
     run = begin(flow.to(device), scale=RATE_SCALE)
-    if state := load_state(out / "student.pt"):
+    if (state := load_state(out / "student.pt")) and state.get("base_step") == base["step"]:
         run.restore(state)
-    return run
+    return run, base["step"]
 
 
 def train(out: Path, num_updates: int, seed: int, device: torch.device, num_scenes: int = NUM_SCENES) -> None:
     tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
     autoencoder = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
-    run = begin_student(out, device)
+    run, base_step = begin_student(out, device)
     pool = next(pools(autoencoder, seed, 0, device, num_scenes, out / "pool.pt"))
     started = saved_at = time.monotonic()
     losses: list[float] = []
@@ -86,13 +86,13 @@ def train(out: Path, num_updates: int, seed: int, device: torch.device, num_scen
             losses.clear()
         if time.monotonic() - saved_at > SECONDS_A_CHECKPOINT or run.step == num_updates:
             saved_at = time.monotonic()
-            save_state(out / "student.pt", run.state())
+            save_state(out / "student.pt", {**run.state(), "base_step": base_step})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="holds flow.pt, autoencoder and tokenizer")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--scenes", type=int, default=NUM_SCENES, help="scenes in the pool, as many as the base had")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")

@@ -47,6 +47,10 @@ def export(run: Path, out: Path) -> list[Path]:
     if base is None:
         raise SystemExit(f"{run / 'flow.pt'}: nothing trained yet; run python -m kleinbild.train.flow first")
     student = load_state(run / "student.pt")
+    if student is not None and student.get("base_step") != base["step"]:
+        raise SystemExit(
+            f"{run / 'student.pt'}: its base was another than flow.pt; run python -m kleinbild.train.distill, or remove it"
+        )
     out.mkdir(parents=True, exist_ok=True)
     files = {
         "nano-base.safetensors": part(base["average"], "transformer."),

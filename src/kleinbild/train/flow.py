@@ -1,4 +1,4 @@
-"""Trains nano's flow transformer and text encoder: `python -m kleinbild.train.flow --steps 9000`.
+"""Trains nano's flow transformer and text encoder: `python -m kleinbild.train.flow --steps 10000`.
 
 Rectified flow on cached latents of the world's scenes. What matters (measured): times shifted hard to noise, since only
 there does the prompt tell what the noisy latent does not; Muon for the blocks; a text encoder whose raw hidden states
@@ -246,7 +246,7 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="holds autoencoder.safetensors")
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--scenes", type=int, default=NUM_SCENES, help="scenes in a pool")
     parser.add_argument("--start", type=Path, help=f"exported model to go on from, at step {LESSON_END}")
     parser.add_argument("--seed", type=int, default=0)

@@ -137,6 +137,13 @@ def test_base_and_student_are_written_and_load(
     monkeypatch.setattr(distill, "BATCH_SIZES", (2, 2, 2))
     flow.train(run_folder, 2, 0, CPU, NUM_SCENES)
     distill.train(run_folder, 2, 0, CPU, NUM_SCENES)
+    student, base_step = distill.begin_student(run_folder, CPU)
+    assert (student.step, base_step) == (2, 2)  # goes on
+    save_state(run_folder / "student.pt", {**student.state(), "base_step": 1})
+    assert distill.begin_student(run_folder, CPU)[0].step == 0  # the base has gone on: its old student is of no use
+    with pytest.raises(SystemExit, match="its base was another"):
+        export(run_folder, tmp_path / "weights")
+    distill.train(run_folder, 2, 0, CPU, NUM_SCENES)
     files = export(run_folder, tmp_path / "weights")
     assert {path.name for path in files} == {
         "nano.safetensors", "nano-base.safetensors", "text_encoder.safetensors", "autoencoder.safetensors"
