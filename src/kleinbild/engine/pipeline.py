@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from kleinbild.core.requests import PictureRequest
-from kleinbild.engine.decode import decode, record, to_image
+from kleinbild.engine.decode import decode, finish, record, to_image
 from kleinbild.engine.denoise import OnStep, denoise
 from kleinbild.engine.encode import encode_prompts, encode_references
 from kleinbild.engine.latents import start
@@ -34,9 +34,12 @@ def make_pictures(model: Model, requests: Iterable[PictureRequest], *, on_step: 
         with watch("decode"):
             pixels = [decode(model, sequence) for sequence in sequences]
         with watch("finish"):
-            images = [to_image(one) for one in pixels]
+            images = [finish(to_image(made), one) for made, one in zip(pixels, prepared, strict=True)]
             records = [record(model, one) for one in prepared]
-    return [Picture(image, its, dict(watch.seconds)) for image, its in zip(images, records, strict=True)]
+    return [
+        Picture(image, its, dict(watch.seconds), one.inputs.notes)
+        for image, its, one in zip(images, records, prepared, strict=True)
+    ]
 
 
 class Stopwatch:
