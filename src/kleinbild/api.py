@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
-from kleinbild.core.errors import SizeError
+from kleinbild.core.errors import RequestError, SizeError
 from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size, parse_aspect, parse_size
 from kleinbild.engine.picture import Picture, read_record
@@ -64,28 +64,55 @@ def edit(
     seed: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    mask: Reference | None = None,
+    canvas: str | tuple[int, int] | Size | None = None,
+    place: tuple[int, int] | None = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> Picture:
     """A picture of `prompt` that starts from one or several `images`; the prompt counts them "image 1", "image 2", ….
 
-    Without a size it gets the first image's. The rest is as for `generate`.
+    Without a size it gets the first image's, whatever that is. The rest is as for `generate`.
+
+    With a `mask`, of the first image's size, only its transparent pixels are made anew; opaque ones stay what they are,
+    to the bit. A `canvas` is a larger size: the first image goes to `place` on it (left, top; default the middle), and
+    what is around it is made.
     """
     names, files = _files(images)
-    request = PictureRequest(prompt, model, _size(size), _aspect(aspect), seed, steps, guidance, files, names)
+    mask_name, mask_file = ("", None) if mask is None else _read(mask)
+    request = PictureRequest(
+        prompt,
+        model,
+        _size(size),
+        _aspect(aspect),
+        seed,
+        steps,
+        guidance,
+        files,
+        names,
+        mask_file,
+        mask_name,
+        _size(canvas),
+        _place(place),
+    )
     return _make(request, device, dtype)
 
 
 def replay(
-    picture: str | os.PathLike[str] | bytes, images: Reference | Sequence[Reference] = (), *, model: str | None = None
+    picture: str | os.PathLike[str] | bytes,
+    images: Reference | Sequence[Reference] = (),
+    *,
+    mask: Reference | None = None,
+    model: str | None = None,
 ) -> Picture:
-    """The picture inside the file `picture` once more, to the pixel; `images` are the very files that it started from.
+    """The picture inside the file `picture` once more, to the pixel; `images` and `mask` are the very files used then.
 
     `model` says where the weights are, if they are not those of a known name.
     """
     record = read_record(picture)
     _, files = _files(images)
-    return engine(model or record.model, record.device, record.dtype).replay(record, files)
+    mask_file = None if mask is None else _read(mask)[1]
+    return engine(model or record.model, record.device, record.dtype).replay(record, files, mask_file)
 
 
 def engine(model: str, device: str | None = None, dtype: str | None = None) -> Engine:
@@ -117,6 +144,15 @@ def _size(size: str | tuple[int, int] | Size | None) -> Size | None:
     if [type(side) for side in sides] != [int, int]:
         raise SizeError(f"{size!r} is not a size", "give (width, height) in pixels, for example (128, 96)")
     return Size(*size)
+
+
+def _place(place: tuple[int, int] | None) -> tuple[int, int] | None:
+    if place is None:
+        return None
+    sides: tuple[object, ...] = tuple(place)
+    if [type(side) for side in sides] != [int, int]:
+        raise RequestError(f"{place!r} is not a place", "give (left, top) in pixels, for example (32, 0)")
+    return place
 
 
 def _aspect(aspect: str | None) -> float | None:

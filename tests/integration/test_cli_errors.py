@@ -18,9 +18,9 @@ FULL = Path("/dev/full")
 OFFLINE = {"HF_ENDPOINT": "http://127.0.0.1:9", "KLEINBILD_HOME": "/nowhere/kleinbild", "HF_HOME": "/nowhere/hub"}
 
 
-def encoded(size: tuple[int, int], mode: str = "RGB") -> bytes:
+def encoded(size: tuple[int, int], mode: str = "RGB", colour: str | int = 0) -> bytes:
     buffer = io.BytesIO()
-    Image.new(mode, size).save(buffer, "PNG")
+    Image.new(mode, size, colour).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -34,6 +34,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "truncated.png": good[: len(good) // 2],
         "text.png": b"no picture\n",
         "empty.png": b"",
+        "hole.png": encoded((32, 32), "RGBA"),
+        "opaque.png": encoded((64, 64), "LA", "white"),
         "one-pixel.png": encoded((1, 1)),
         "hundred-megapixels.png": encoded((10_000, 10_000), "1"),
     }
@@ -42,6 +44,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+EDIT = ["edit", PROMPT, "-i", "{pictures}/good.png"]
 WRONG = {
     # name: (arguments, exit code, what the first line says, what the second says)
     "no prompt": (["generate"], 2, "there is no prompt", "for example"),
@@ -63,7 +66,6 @@ WRONG = {
     "guidance that is no number": (["generate", PROMPT, "--guidance", "nan"], 2, "'nan'", "leave it out"),
     "guidance for a distilled model": (["generate", PROMPT, "--guidance", "3"], 2, "distilled", "base model"),
     "size zero": (["generate", PROMPT, "--size", "0x0"], 2, "0x0", "nearest"),
-    "odd size": (["generate", PROMPT, "--size", "100x100"], 2, "multiples of 16", "96x96"),
     "size beyond the range": (["generate", PROMPT, "--size", "4096x4096"], 2, "256", "256x256"),
     "size in words": (["generate", PROMPT, "--size", "large"], 2, "'large' is not a size", "128x96"),
     "aspect in words": (["generate", PROMPT, "--aspect", "wide"], 2, "'wide'", "3:2"),
@@ -74,6 +76,19 @@ WRONG = {
     "edit of nothing": (["edit", PROMPT], 2, "--image", "edit --help"),
     "missing picture": (["edit", PROMPT, "-i", "missing.png"], 2, "missing.png", "check the path"),
     "folder as picture": (["edit", PROMPT, "-i", "{pictures}"], 2, "is a folder", "picture in it"),
+    "mask without a picture": (["generate", PROMPT, "--mask", "hole.png"], 2, "words alone", "kleinbild edit"),
+    "missing mask": ([*EDIT, "--mask", "hole.png"], 2, "hole.png", "check the path"),
+    "mask without transparency": ([*EDIT, "--mask", "{pictures}/good.png"], 2, "no transparency", "alpha channel"),
+    "mask of another size": ([*EDIT, "--mask", "{pictures}/hole.png"], 2, "is 32x32, the picture", "64x64"),
+    "mask of nothing": ([*EDIT, "--mask", "{pictures}/opaque.png"], 2, "(opaque.png) is opaque", "transparent"),
+    "mask and canvas": ([*EDIT, "--mask", "{pictures}/opaque.png", "--canvas", "96x96"], 2, "both", "one"),
+    "mask and size": ([*EDIT, "--mask", "{pictures}/opaque.png", "--size", "96x96"], 2, "its input", "leave size"),
+    "canvas in words": ([*EDIT, "--canvas", "wide"], 2, "'wide' is not a size", "128x96"),
+    "small canvas": ([*EDIT, "--canvas", "96x48"], 2, "96x48 is smaller than the picture, which is 64x64", "64x64"),
+    "huge canvas": ([*EDIT, "--canvas", "99999x99999"], 2, "megapixels", "50"),
+    "place in words": ([*EDIT, "--canvas", "96x96", "--place", "left"], 2, "--place 'left'", "--place 32,0"),
+    "place off the canvas": ([*EDIT, "--canvas", "96x96", "--place", "40,0"], 2, "at 40,0", "from 0,0 to 32,32"),
+    "place without canvas": ([*EDIT, "--place", "8,8"], 2, "no canvas", "give the canvas"),
     "truncated picture": (["edit", PROMPT, "-i", "{pictures}/truncated.png"], 2, "truncated.png", "again"),
     "text as picture": (["edit", PROMPT, "-i", "{pictures}/text.png"], 2, "text.png", "PNG, JPEG"),
     "empty picture": (["edit", PROMPT, "-i", "{pictures}/empty.png"], 2, "empty.png", "PNG, JPEG"),

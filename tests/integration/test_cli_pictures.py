@@ -115,6 +115,58 @@ def test_size_aspect_and_steps(command: Command) -> None:
     assert pixels(tall).size == (48, 96)
 
 
+def test_an_odd_size_is_rounded_and_that_is_said(command: Command) -> None:
+    result = command("generate", PROMPT, "--size", "70x100", "--steps", "1", "-o", "cat.png")
+    assert result.code == 0
+    assert pixels("cat.png").size == (64, 96)
+    assert "70x100 was rounded to 64x96: sides are multiples of 16" in result.stderr
+
+
+def test_an_edit_has_the_size_of_its_picture_and_is_replayed(command: Command) -> None:
+    Image.radial_gradient("L").resize((301, 270)).convert("RGB").save("large.png")
+    result = command("edit", PROMPT, "-i", "large.png", "-o", "edit.png", "--steps", "1")
+    assert pixels("edit.png").size == (301, 270)
+    assert "reference 1 (large.png) is 301x270: the model made" in result.stderr
+    command.paths("generate", "--from", "edit.png", "-o", "again.png")
+    assert not differ("edit.png", "again.png")
+
+
+def test_a_masked_edit_keeps_all_else_and_is_replayed(command: Command) -> None:
+    before = Image.radial_gradient("L").resize((97, 70)).convert("RGB")
+    before.save("one.png")
+    hole = Image.new("RGBA", before.size, "black")
+    hole.paste((0, 0, 0, 0), (40, 20, 80, 60))
+    hole.save("hole.png")
+    command.paths("edit", PROMPT, "-i", "one.png", "--mask", "hole.png", "-o", "edit.png")
+
+    changed = ImageChops.difference(pixels("edit.png"), before).getbbox()
+    assert changed is not None
+    assert changed[0] >= 40
+    assert changed[1] >= 20
+    assert "mask:      hole.png (sha256 " in command("info", "edit.png").stdout.decode()
+
+    result = command("generate", "--from", "edit.png", "-o", "again.png")
+    assert "the same as edit.png, to the pixel" in result.stderr
+    Path("hole.png").rename("moved.png")
+    lost = command("generate", "--from", "edit.png")
+    assert (lost.code, "give it: --mask hole.png" in lost.stderr) == (2, True)
+    command.paths("generate", "--from", "edit.png", "--mask", "moved.png", "-o", "given.png")
+    assert not differ("edit.png", "given.png")
+    wrong = command("generate", "--from", "edit.png", "--mask", "one.png")
+    assert (wrong.code, "the mask is not the file used then" in wrong.stderr) == (2, True)
+
+
+def test_a_canvas_keeps_its_picture_and_is_replayed(command: Command) -> None:
+    before = Image.radial_gradient("L").resize((64, 48)).convert("RGB")
+    before.save("one.png")
+    command.paths("edit", PROMPT, "-i", "one.png", "--canvas", "99x48", "--place", "30,0", "-o", "wide.png")
+    assert pixels("wide.png").size == (99, 48)
+    assert pixels("wide.png").crop((30, 0, 94, 48)).tobytes() == before.tobytes()
+    assert "canvas:    99x48, image 1 at 30,0" in command("info", "wide.png").stdout.decode()
+    command.paths("generate", "--from", "wide.png", "-o", "again.png")
+    assert not differ("wide.png", "again.png")
+
+
 def test_json_tells_all_of_a_picture(command: Command) -> None:
     told = json.loads(command("generate", PROMPT, "--seed", "7", "-o", "cat.jpg", "--json").stdout)
     assert told["path"] == "cat.jpg"

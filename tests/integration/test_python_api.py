@@ -16,7 +16,7 @@ from PIL import Image
 
 import kleinbild
 from kleinbild import api
-from kleinbild.core.errors import PictureError, PromptError, SizeError, UnknownModelError
+from kleinbild.core.errors import PictureError, PromptError, RequestError, SizeError, UnknownModelError
 from kleinbild.core.requests import digest
 from kleinbild.core.sizes import Size
 from kleinbild.engine.picture import read_record
@@ -125,6 +125,30 @@ def test_a_picture_is_made_again_from_its_file(model: str, drawing: Image.Image,
     assert again.record == read_record(made)
     with Image.open(made) as image:
         assert image.convert("RGB").tobytes() == again.pil.tobytes()
+
+
+def test_a_mask_is_any_kind_of_picture(model: str, drawing: Image.Image, tmp_path: Path) -> None:
+    hole = Image.new("RGBA", drawing.size, "black")
+    hole.paste((0, 0, 0, 0), (30, 10, 60, 40))
+    hole.save(tmp_path / "hole.png")
+    masks = (hole, tmp_path / "hole.png", (tmp_path / "hole.png").read_bytes())
+    edits = [kleinbild.edit("remove the hat", drawing, mask=mask, model=model, seed=1) for mask in masks]
+    assert {edit.pil.tobytes() for edit in edits} == {edits[0].pil.tobytes()}
+    kept = np.asarray(hole)[..., 3] == 255
+    assert (np.asarray(edits[0].pil)[kept] == np.asarray(drawing)[kept]).all()
+    made = edits[1].save(tmp_path / "made.png")
+    assert edits[1].record.mask is not None
+    assert edits[1].record.mask.name == "hole.png"
+    assert api.replay(made, drawing, mask=tmp_path / "hole.png", model=model).pil == edits[1].pil
+
+
+def test_a_canvas_is_text_or_numbers(model: str, drawing: Image.Image) -> None:
+    for canvas in ("100x64", (100, 64), Size(100, 64)):
+        wide = kleinbild.edit("remove the hat", drawing, canvas=canvas, place=(20, 0), model=model, steps=1)
+        assert wide.pil.size == (100, 64)
+        assert wide.pil.crop((20, 0, 100, 48)).tobytes() == drawing.tobytes()
+    with pytest.raises(RequestError, match="not a place"):
+        kleinbild.edit("remove the hat", drawing, canvas=(100, 64), place=(0.5, 0), model=model)  # type: ignore[arg-type]
 
 
 def test_the_second_picture_reads_no_file(tmp_path: Path) -> None:

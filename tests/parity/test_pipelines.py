@@ -147,8 +147,9 @@ def test_one_reference(pair: Factory) -> None:
 
 
 def test_the_size_of_the_first_reference(pair: Factory) -> None:
+    """Where it is one that the model makes; of others the pipeline cuts a part off, and we don't."""
     both = pair()
-    compare(both, [request(both, 4, REFERENCES[1:2])])
+    compare(both, [request(both, 4, REFERENCES[:1])])
 
 
 def test_three_references_of_different_sizes(pair: Factory) -> None:

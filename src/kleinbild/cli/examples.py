@@ -14,6 +14,7 @@ EDIT = (
     'kleinbild generate "a sailboat on an ocean gradient" -o boat.png',
     'kleinbild edit "put the object of image 1 on the background of image 2" -i lemon.png -i boat.png',
     'kleinbild edit "change the background to purple" -i - -o - < boat.png > purple.png',
+    'kleinbild edit "add a lemon to the left" -i boat.png --canvas 192x128 --place 64,0 -o wide.png',
 )
 
 

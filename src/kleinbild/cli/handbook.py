@@ -41,8 +41,20 @@ temporary name and moved, so that there is never half a picture.
 REPLAY = """
 A replay gives the same pixels on the same kind of device and with the same weights; otherwise it says what differs. The
 pictures that an edit was made from are found by their recorded names beside FILE or in the current folder if their
-content is the same, or are given with `-i`, all of them and in order. FILE's own pixels are compared with the result
-unless it is a JPEG.
+content is the same, or are given with `-i`, all of them and in order; so is its mask, or it is given with `--mask`.
+FILE's own pixels are compared with the result unless it is a JPEG.
+"""
+EDITS = """
+**Sizes.** Without `--size` the picture has the size of the first IMAGE, whatever that is. Sides that are no multiples of 16
+are padded for the model and cut back; nothing is shifted or resampled. An IMAGE beyond the model's limits is scaled to
+the area at which the model is at its best, and the result is scaled back. A `--size` is rounded to multiples of 16. All
+of this but the padding is told on stderr.
+
+**Masks** mean what they mean in OpenAI's API: transparent is made anew, opaque stays, between the two in proportion. Any
+program with an eraser makes one: open the picture, erase what shall change, save it as a PNG under another name. What
+is opaque is the input's bit for bit in a PNG or WebP (a JPEG is lossy by itself). The seam lies within what is
+transparent, 4 pixels wide before any scaling, so erase a little more than the thing that shall go. `--canvas` is a mask
+around the first IMAGE, which is put at `--place`. Further images may be given with both, as without.
 """
 
 
@@ -76,6 +88,8 @@ def describe(name: str, command: Any) -> Iterator[str]:
         yield "\n```sh\n" + "\n".join(lines) + "\n```\n"
     if name == "kleinbild generate":
         yield REPLAY
+    if name == "kleinbild edit":
+        yield EDITS
 
 
 def row(parameter: Any) -> str:

@@ -34,6 +34,10 @@ def rows(record: Record) -> list[tuple[str, str]]:
         (f"image {number}", f"{reference.name or 'no file name'} (sha256 {reference.sha256})")
         for number, reference in enumerate(record.references, start=1)
     ]
+    if record.mask:
+        references.append(("mask", f"{record.mask.name or 'no file name'} (sha256 {record.mask.sha256})"))
+    if record.canvas and record.place:
+        references.append(("canvas", f"{record.canvas}, image 1 at {record.place[0]},{record.place[1]}"))
     return [
         ("prompt", record.prompt),
         *references,

@@ -1,4 +1,4 @@
-"""Pictures given with -i: files, or `-` for one on stdin."""
+"""Pictures given with -i: files, or `-` for one on stdin. And the mask, a file."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def read_references(names: Sequence[str]) -> tuple[tuple[bytes, ...], tuple[str,
         raise PictureError("-i - was given twice; stdin holds one picture", "give the other one as a file")
     files = tuple(_stdin() if name == STDIN else read_file(Path(name).expanduser()) for name in names)
     return files, tuple("" if name == STDIN else Path(name).name for name in names)
+
+
+def read_mask(path: Path) -> bytes:
+    """The mask's file. Raises PictureError if it cannot be read."""
+    return read_file(path.expanduser())
 
 
 def _stdin() -> bytes:

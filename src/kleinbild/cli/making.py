@@ -62,7 +62,7 @@ def load(model: str, record: Record | None) -> Engine:
 
 def make_one(engine: Engine, request: PictureRequest, record: Record | None, bar: Steps) -> Picture:
     if record is not None:
-        return engine.replay(record, request.references, on_step=bar.step)
+        return engine.replay(record, request.references, request.mask, on_step=bar.step)
     return engine.generate(request, on_step=bar.step)
 
 
@@ -75,6 +75,8 @@ def report(picture: Picture, path: Path | None, wishes: Wishes) -> None:
     record = picture.record
     stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in picture.timings.items() if seconds >= 0.005)
     steps = f"{record.steps} step{'s' if record.steps > 1 else ''}"
+    for note in picture.notes:
+        say(note)
     say(f"seed {picture.seed} · {record.size} · {steps} · {sum(picture.timings.values()):.2f} s ({stages})")
     if path is None:
         return

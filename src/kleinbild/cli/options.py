@@ -7,7 +7,8 @@ loaded; what only a model knows (its sizes, its guidance) the engine checks.
 from __future__ import annotations
 
 import math
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
 import typer
 
@@ -40,6 +41,13 @@ def read_steps(text: str) -> int:
 
 def read_number(text: str) -> int:
     return whole_number("-n", text, 1, MAX_PICTURES)
+
+
+def read_place(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"\s*([+-]?\d{1,9})\s*,\s*([+-]?\d{1,9})\s*", text, re.ASCII)
+    if match is None:
+        raise RequestError(f"--place {text!r}: not a place", "write LEFT,TOP in pixels, for example --place 32,0")
+    return int(match[1]), int(match[2])
 
 
 def read_guidance(text: str) -> float:
@@ -79,7 +87,8 @@ SizeOption = Annotated[
         "--size",
         metavar="WxH",
         parser=parse_size,
-        help="Width x height in pixels, multiples of 16. Default: the model's own, of an edit the first picture's.",
+        help="Width x height in pixels, rounded to multiples of 16. "
+        "Default: the model's own, of an edit the first picture's, whatever it is.",
     ),
 ]
 Aspect = Annotated[
@@ -124,6 +133,25 @@ Guidance = Annotated[
         metavar="G",
         parser=read_guidance,
         help="Strength of the prompt, base models only. Default: the model's own.",
+    ),
+]
+Canvas = Annotated[
+    Size | None,
+    typer.Option(
+        "--canvas",
+        metavar="WxH",
+        parser=parse_size,
+        help="A larger size: the first picture stays as it is, and what is around it is made.",
+    ),
+]
+Place = Annotated[
+    # A tuple would make typer want two values; this is one, X,Y.
+    Any,
+    typer.Option(
+        "--place",
+        metavar="X,Y",
+        parser=read_place,
+        help="Where on the canvas the picture's left top corner is, in pixels. Default: so that it is in the middle.",
     ),
 ]
 Format = Annotated[

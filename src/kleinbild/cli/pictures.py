@@ -42,6 +42,10 @@ def generate(
             "--image", "-i", metavar="IMAGE", help="With --from: the pictures that FILE was made from, if they moved."
         ),
     ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option("--mask", metavar="MASK", help="With --from: the mask that FILE was made with, if it moved."),
+    ] = None,
     as_json: options.Json = False,
     show: options.Show = False,
 ) -> None:
@@ -51,10 +55,11 @@ def generate(
     if source is not None:
         from kleinbild.cli.replay import make_again
 
-        make_again(source, images or [], asked, wishes)
-    elif images:
+        make_again(source, images or [], mask, asked, wishes)
+    elif images or mask:
         raise RequestError(
-            "generate starts from words alone", f"to change a picture: kleinbild edit PROMPT -i {images[0]}"
+            "generate starts from words alone",
+            f"to change a picture: kleinbild edit PROMPT -i {images[0] if images else 'IMAGE'}",
         )
     elif prompt is None:
         raise PromptError("there is no prompt", 'for example: kleinbild generate "a fox on a mint background"')
@@ -74,6 +79,17 @@ def edit(
             "--image", "-i", metavar="IMAGE", help="A picture to start from; repeat it for more, in order; - is stdin."
         ),
     ],
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            "--mask",
+            metavar="MASK",
+            help="A picture of the first one's size: where it is transparent, that is made anew; "
+            "where it is opaque, every pixel stays.",
+        ),
+    ] = None,
+    canvas: options.Canvas = None,
+    place: options.Place = None,
     model: options.Model = None,
     output: options.Output = None,
     size: options.SizeOption = None,
@@ -87,10 +103,21 @@ def edit(
     show: options.Show = False,
 ) -> None:
     """Change a picture, or combine several."""
-    from kleinbild.cli.inputs import read_references
+    from kleinbild.cli.inputs import read_mask, read_references
     from kleinbild.cli.making import make
 
-    asked = given(model=model, size=size, aspect=aspect, seed=seed, steps=steps, guidance=guidance)
+    asked = given(
+        model=model,
+        size=size,
+        aspect=aspect,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        canvas=canvas,
+        place=place,
+        mask=mask and read_mask(mask),
+        mask_name=mask and mask.name,
+    )
     files, names = read_references(images)
     request = PictureRequest(prompt, references=files, reference_names=names)
     make(replace(request, **asked), Wishes(output, file_format, number, as_json, show))

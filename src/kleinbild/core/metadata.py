@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from kleinbild.core.sizes import Size
 
 @dataclass(frozen=True, slots=True)
 class ReferenceRecord:
-    """One reference picture: its file name ("" if it had none) and the SHA-256 of its file."""
+    """One picture given, reference or mask: its file name ("" if it had none) and the SHA-256 of its file."""
 
     name: str
     sha256: str
@@ -19,7 +20,11 @@ class ReferenceRecord:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """How a picture was made. `version` is Kleinbild's, `fingerprint` the weights', `device` "cpu", "cuda" or "mps"."""
+    """How a picture was made. `version` is Kleinbild's, `fingerprint` the weights', `device` "cpu", "cuda" or "mps".
+
+    `input_size`: the size is not one asked for but the first reference's own (or the canvas's), for which that was
+    padded or scaled, or had a mask. `canvas` and `place` (left, top) say where the first reference was put.
+    """
 
     version: str
     model: str
@@ -32,10 +37,18 @@ class Record:
     dtype: str
     device: str
     references: tuple[ReferenceRecord, ...] = ()
+    input_size: bool = False
+    mask: ReferenceRecord | None = None
+    canvas: Size | None = None
+    place: tuple[int, int] | None = None
 
     def to_json(self) -> str:
-        """One line of ASCII: it must survive every place where a picture format keeps text."""
-        return json.dumps(asdict(self))
+        """One line of ASCII: it must survive every place where a picture format keeps text.
+
+        What only some edits have is left out of all others: versions that know nothing of it read those, too.
+        """
+        values = asdict(self)
+        return json.dumps({name: value for name, value in values.items() if value or name not in _OF_SOME_EDITS})
 
     @classmethod
     def from_json(cls, text: str) -> Record:
@@ -44,6 +57,9 @@ class Record:
             values: dict[str, Any] = json.loads(text)
             size = Size(**values.pop("size"))
             references = tuple(ReferenceRecord(**reference) for reference in values.pop("references"))
+            for name, read in _OF_SOME_EDITS.items():
+                if name in values:
+                    values[name] = read(values[name])
             record = cls(**values, size=size, references=references)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a record of a picture: {error}") from error
@@ -52,8 +68,30 @@ class Record:
 
     def _check_types(self) -> None:
         texts = [self.version, self.model, self.fingerprint, self.prompt, self.dtype, self.device]
-        texts += [text for reference in self.references for text in (reference.name, reference.sha256)]
-        counts = [self.seed, self.steps, self.size.width, self.size.height]
+        files = [*self.references, *([self.mask] if self.mask else [])]
+        texts += [text for file in files for text in (file.name, file.sha256)]
+        counts = [self.seed, self.steps, self.size.width, self.size.height, *(self.place or ())]
+        counts += [self.canvas.width, self.canvas.height] if self.canvas else []
         numbers = type(self.guidance) in (int, float) and all(type(count) is int for count in counts)
         if not numbers or not all(isinstance(text, str) for text in texts):
             raise ValueError("not a record of a picture: a field has a value of another type")
+
+
+def _true(value: Any) -> bool:
+    if value is not True:
+        raise ValueError("a field has a value of another type")
+    return True
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    left, top = values
+    return left, top
+
+
+_OF_SOME_EDITS: dict[str, Callable[[Any], Any]] = {
+    "input_size": _true,
+    "mask": lambda values: ReferenceRecord(**values),
+    "canvas": lambda values: Size(**values),
+    "place": _pair,
+}
+"""The fields that stand only in the records that need them, and how each is read."""

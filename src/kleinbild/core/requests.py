@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kleinbild.core.errors import PictureError
-from kleinbild.core.metadata import Record
+from kleinbild.core.metadata import Record, ReferenceRecord
 from kleinbild.core.sizes import Size
 
 MAX_SEED = 2**63 - 1
@@ -26,6 +26,10 @@ class PictureRequest:
     `aspect` is width over height at the model's own area; it and `size` exclude each other. `references` are encoded
     picture files (PNG, JPEG, …) in the order in which the prompt counts them; `reference_names`, if given, their file
     names, which go into the record and nowhere else.
+
+    `mask` is an encoded picture with transparency, of the first reference's size: transparent is made anew, opaque is
+    kept to the pixel, between the two in proportion. `canvas`, larger than the first reference, puts that at `place`
+    (left, top; default centred) and makes what is around it. Either way the picture keeps the input's or canvas's size.
     """
 
     prompt: str
@@ -37,6 +41,10 @@ class PictureRequest:
     guidance: float | None = None
     references: tuple[bytes, ...] = ()
     reference_names: tuple[str, ...] = ()
+    mask: bytes | None = None
+    mask_name: str = ""
+    canvas: Size | None = None
+    place: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.reference_names and len(self.reference_names) != len(self.references):
@@ -44,31 +52,46 @@ class PictureRequest:
 
 
 def digest(file: bytes) -> str:
-    """What identifies a reference in a record: the SHA-256 of its file, in hex."""
+    """What identifies a reference or a mask in a record: the SHA-256 of its file, in hex."""
     return hashlib.sha256(file).hexdigest()
 
 
-def replay_request(record: Record, references: Sequence[bytes] = ()) -> PictureRequest:
-    """The request that a picture was made from. Raises PictureError if `references` are not the files used then."""
+def replay_request(record: Record, references: Sequence[bytes] = (), mask: bytes | None = None) -> PictureRequest:
+    """The request that a picture was made from. Raises PictureError if the files are not those used then."""
     if len(references) != len(record.references):
         names = ", ".join(reference.name or "unnamed" for reference in record.references) or "none"
         raise PictureError(
             f"the picture was made from {len(record.references)} reference pictures, {len(references)} were given",
             f"give these files again, in this order: {names}",
         )
+    if (mask is None) != (record.mask is None):
+        raise PictureError(
+            f"the picture was made {'without' if record.mask is None else 'with'} a mask",
+            "leave the mask out" if record.mask is None else f"give it again: {record.mask.name or 'it had no name'}",
+        )
     for number, (file, known) in enumerate(zip(references, record.references, strict=True), start=1):
-        if digest(file) != known.sha256:
-            raise PictureError(
-                f"reference {number} is not the file used then ({known.name or 'unnamed'}, sha256 {known.sha256[:12]}…)",
-                "give the very same file; one that was saved again has other bytes",
-            )
+        _require_same(file, known, f"reference {number}")
+    if mask is not None and record.mask is not None:
+        _require_same(mask, record.mask, "the mask")
     return PictureRequest(
         prompt=record.prompt,
         model=record.model,
-        size=record.size,
+        size=None if record.input_size else record.size,
         seed=record.seed,
         steps=record.steps,
         guidance=record.guidance,
         references=tuple(references),
         reference_names=tuple(reference.name for reference in record.references),
+        mask=mask,
+        mask_name=record.mask.name if record.mask else "",
+        canvas=record.canvas,
+        place=record.place,
     )
+
+
+def _require_same(file: bytes, known: ReferenceRecord, what: str) -> None:
+    if digest(file) != known.sha256:
+        raise PictureError(
+            f"{what} is not the file used then ({known.name or 'unnamed'}, sha256 {known.sha256[:12]}…)",
+            "give the very same file; one that was saved again has other bytes",
+        )

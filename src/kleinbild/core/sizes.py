@@ -51,20 +51,31 @@ class SizeRange:
             )
 
     def allows(self, size: Size) -> bool:
+        return self.contains(size) and size == self.padded(size)
+
+    def contains(self, size: Size) -> bool:
+        """Whether `size` lies within the limits, multiple or not."""
         sides = (size.width, size.height)
-        return all(self._allows_side(side) for side in sides) and size.area <= self.max_pixels
+        return all(self.min_side <= side <= self.max_side for side in sides) and size.area <= self.max_pixels
+
+    def rounded(self, size: Size) -> Size:
+        """The allowed size closest to one within the limits. Raises SizeError, as `check` does, for one beyond them."""
+        if not self.contains(size):
+            self.check(size)
+        return self.nearest(size)
+
+    def padded(self, size: Size) -> Size:
+        """`size` with each side up to the next multiple; it may be more than the model makes."""
+        return Size(*(math.ceil(side / self.multiple) * self.multiple for side in (size.width, size.height)))
 
     def nearest(self, size: Size) -> Size:
-        """The allowed size closest to `size`: each side for itself, then both smaller until the area fits."""
-        width, height = (min(max(side, self.min_side), self.max_side) for side in (size.width, size.height))
-        shrink = min(1.0, math.sqrt(self.max_pixels / (width * height)))
-        cut = round if shrink == 1.0 else math.floor
-        return Size(
-            *(max(cut(side * shrink / self.multiple) * self.multiple, self.min_side) for side in (width, height))
-        )
-
-    def _allows_side(self, side: int) -> bool:
-        return self.min_side <= side <= self.max_side and side % self.multiple == 0
+        """The allowed size closest to `size`: each side for itself, or both smaller where the area does not fit."""
+        sides = [min(max(side, self.min_side), self.max_side) for side in (size.width, size.height)]
+        rounded = Size(*(round(side / self.multiple) * self.multiple for side in sides))
+        if rounded.area <= self.max_pixels:
+            return rounded
+        shrink = min(1.0, math.sqrt(self.max_pixels / (sides[0] * sides[1])))
+        return Size(*(max(math.floor(side * shrink / self.multiple) * self.multiple, self.min_side) for side in sides))
 
     def __str__(self) -> str:
         return (

@@ -40,9 +40,16 @@ def to_image(pixels_BCHW: Tensor) -> Image.Image:
     return Image.fromarray(levels_BCHW[0].permute(1, 2, 0).cpu().contiguous().numpy())
 
 
+def as_asked(image: Image.Image, prepared: Prepared) -> Image.Image:
+    """What the model made to the picture asked for: of its own size, and with a mask over the input."""
+    inputs = prepared.inputs
+    image = inputs.frame.out_of(image)
+    return image if inputs.masked is None else inputs.masked.over(image, inputs.frame)
+
+
 def record(model: Model, prepared: Prepared) -> Record:
     """What goes into the file, so that the same picture can be made again."""
-    request = prepared.request
+    request, inputs = prepared.request, prepared.inputs
     names = request.reference_names or ("",) * len(request.references)
     return Record(
         version=__version__,
@@ -52,10 +59,14 @@ def record(model: Model, prepared: Prepared) -> Record:
         seed=prepared.seed,
         steps=prepared.steps,
         guidance=prepared.guidance,
-        size=prepared.size,
+        size=inputs.frame.size,
         dtype=str(model.dtype).removeprefix("torch."),
         device=model.device.type,
         references=tuple(
             ReferenceRecord(name, digest(file)) for name, file in zip(names, request.references, strict=True)
         ),
+        input_size=inputs.masked is not None or not inputs.frame.is_plain,
+        mask=None if request.mask is None else ReferenceRecord(request.mask_name, digest(request.mask)),
+        canvas=request.canvas,
+        place=inputs.place,
     )

@@ -23,6 +23,19 @@ from kleinbild.model.schedule import times
 from kleinbild.model.weights import Model
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """The input of a masked edit: its latent, the request's noise, and which tokens follow it (`kept_N1`)."""
+
+    latent_NC: Tensor
+    noise_NC: Tensor
+    kept_N1: Tensor
+
+    def keep(self, made_NC: Tensor, time: float) -> Tensor:
+        """`made_NC` with the kept tokens on the straight way from noise to the input, where they are at `time`."""
+        return torch.where(self.kept_N1, (1 - time) * self.latent_NC + time * self.noise_NC, made_NC)
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """One picture on its way from noise to latent. `step` counts the steps done; `latent_NC` stays in float32.
@@ -37,6 +50,7 @@ class Sequence:
     guidance: float
     latent_NC: Tensor
     caches: tuple[ReferenceCache | None, ReferenceCache | None] = (None, None)
+    known: Known | None = None
     step: int = 0
     velocity_NC: Tensor | None = None  # of the last step
 
@@ -70,11 +84,16 @@ class Sequence:
         if self.velocity_NC is None:
             return self.grid
         estimate_NC = self.latent_NC - self.time * self.velocity_NC
+        if self.known is not None:
+            estimate_NC = self.known.keep(estimate_NC, 0.0)
         return estimate_NC.t().reshape(1, -1, *self.segment.image)
 
     def advance(self, velocity_NC: Tensor) -> None:
-        """One Euler step along `velocity_NC` to the next time."""
-        self.latent_NC = self.latent_NC + (self.times[self.step + 1] - self.time) * velocity_NC.float()
+        """One Euler step along `velocity_NC` to the next time; what is known stays what it is."""
+        next_time = self.times[self.step + 1]
+        self.latent_NC = self.latent_NC + (next_time - self.time) * velocity_NC.float()
+        if self.known is not None:
+            self.latent_NC = self.known.keep(self.latent_NC, next_time)
         self.velocity_NC = velocity_NC
         self.step += 1
         if self.segment.mode == "store":
@@ -85,6 +104,7 @@ def start(model: Model, prepared: Prepared, context: Context, references: tuple[
     """The sequence of one request before its first step."""
     noise_1Crc = noise(model, prepared.size, prepared.seed)
     segment = segment_of(model, prepared)
+    noise_NC = to_tokens(noise_1Crc).to(model.device)
     no_references = noise_1Crc.new_zeros(0, noise_1Crc.shape[1], dtype=model.dtype, device=model.device)
     caching = segment.mode == "store"
     return Sequence(
@@ -93,8 +113,9 @@ def start(model: Model, prepared: Prepared, context: Context, references: tuple[
         segment=segment,
         times=times(segment.num_image, prepared.steps),
         guidance=prepared.guidance,
-        latent_NC=to_tokens(noise_1Crc).to(model.device),
+        latent_NC=noise_NC,
         caches=(ReferenceCache(), ReferenceCache()) if caching else (None, None),
+        known=known(model, prepared, references, noise_NC),
     )
 
 
@@ -105,6 +126,16 @@ def segment_of(model: Model, prepared: Prepared) -> Segment:
     grid = (prepared.size.height // cell, prepared.size.width // cell)
     mode: ReferenceMode = "store" if model.settings.reference_caching and shapes else "joint"
     return Segment(len(prepared.tokens.ids), grid, shapes, mode)
+
+
+def known(model: Model, prepared: Prepared, references: tuple[Tensor, ...], noise_NC: Tensor) -> Known | None:
+    """What a mask keeps: the first reference, in every token without a pixel to edit. None without a mask."""
+    masked = prepared.inputs.masked
+    if masked is None:
+        return None
+    edited_rc = masked.edited_tokens(prepared.inputs.frame, model.spec.autoencoder.pixels_per_token)
+    kept_N1 = torch.from_numpy(~edited_rc).reshape(-1, 1).to(model.device)
+    return Known(to_tokens(references[0]).float(), noise_NC, kept_N1)
 
 
 def noise(model: Model, size: Size, seed: int) -> Tensor:

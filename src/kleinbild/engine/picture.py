@@ -36,12 +36,14 @@ _MAX_JPEG_EXIF = 65_533 - 6  # a JPEG segment's length, less "Exif\0\0"
 class Picture:
     """One picture. `pil` is RGB; `timings` are seconds by stage (`text`, `references`, `denoise`, `decode`, `finish`).
 
-    Pictures made in one pass share the timings of the pass.
+    Pictures made in one pass share the timings of the pass. `notes` say where it is not quite what was asked for: a
+    size that was rounded, an input that was scaled.
     """
 
     pil: Image.Image
     record: Record
     timings: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     @property
     def seed(self) -> int:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from kleinbild.engine.caches import Caches
-from kleinbild.engine.decode import decode, record, to_image
+from kleinbild.engine.decode import as_asked, decode, record, to_image
 from kleinbild.engine.encode import encode_prompt, encode_references
 from kleinbild.engine.latents import Sequence, start
 from kleinbild.engine.picture import Picture
@@ -36,8 +36,8 @@ def finish(model: Model, prepared: Prepared, sequence: Sequence, watch: Stopwatc
     with watch("decode"):
         pixels = decode(model, sequence)
     with watch("finish"):
-        image = to_image(pixels)
-    return Picture(image, record(model, prepared), dict(watch.seconds))
+        image = as_asked(to_image(pixels), prepared)
+    return Picture(image, record(model, prepared), dict(watch.seconds), prepared.inputs.notes)
 
 
 class Stopwatch:

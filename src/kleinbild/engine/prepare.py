@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from kleinbild.core.errors import PromptError, RequestError, SizeError
+from kleinbild.core.errors import PromptError, RequestError
 from kleinbild.core.requests import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, PictureRequest
-from kleinbild.core.sizes import Size, SizeRange, check_aspect, size_for_aspect
-from kleinbild.engine.references import prepare_reference
+from kleinbild.core.sizes import Size, SizeRange
+from kleinbild.engine.inputs import Inputs, prepare_inputs
 from kleinbild.model.spec import ModelSpec
 from kleinbild.model.weights.settings import Settings
 from kleinbild.model.weights.sources import locate_parts, model_spec
@@ -30,11 +30,20 @@ class Prepared:
 
     request: PictureRequest
     tokens: TokenizedPrompt
-    size: Size
     seed: int
     steps: int
     guidance: float
-    references: tuple[Image.Image, ...]
+    inputs: Inputs
+
+    @property
+    def size(self) -> Size:
+        """What the model makes; the picture itself is `inputs.frame.size`."""
+        return self.inputs.frame.made
+
+    @property
+    def references(self) -> tuple[Image.Image, ...]:
+        """As the model takes them."""
+        return self.inputs.references
 
 
 def prepare(request: PictureRequest, model: Model) -> Prepared:
@@ -43,15 +52,13 @@ def prepare(request: PictureRequest, model: Model) -> Prepared:
     sizes = size_range(settings, model.spec)
     _check_prompt(request, settings.vocabulary)
     tokens = model.tokenizer(request.prompt)
-    references = _references(request, sizes)
     return Prepared(
         request=request,
         tokens=tokens,
-        size=_size(request, references, settings, sizes),
         seed=_seed(request.seed),
         steps=_steps(request.steps, settings),
         guidance=_guidance(request.guidance, settings, model.name),
-        references=references,
+        inputs=prepare_inputs(request, settings.default_size, sizes),
     )
 
 
@@ -64,7 +71,7 @@ def check(request: PictureRequest) -> None:
     settings = parts.settings
     sizes = size_range(settings, model_spec(parts))
     _check_prompt(request, settings.vocabulary)
-    _size(request, _references(request, sizes), settings, sizes)
+    prepare_inputs(request, settings.default_size, sizes)
     _seed(request.seed)
     _steps(request.steps, settings)
     _guidance(request.guidance, settings, name)
@@ -90,32 +97,6 @@ def _check_prompt(request: PictureRequest, vocabulary: str | None) -> None:
         from kleinbild.nano.words import check
 
         check(request.prompt, len(request.references))
-
-
-def _references(request: PictureRequest, sizes: SizeRange) -> tuple[Image.Image, ...]:
-    return tuple(
-        prepare_reference(file, _reference_name(request, i), sizes) for i, file in enumerate(request.references)
-    )
-
-
-def _reference_name(request: PictureRequest, index: int) -> str:
-    name = request.reference_names[index] if request.reference_names else ""
-    return f"reference {index + 1}" + (f" ({name})" if name else "")
-
-
-def _size(request: PictureRequest, references: tuple[Image.Image, ...], settings: Settings, sizes: SizeRange) -> Size:
-    """What was asked for, else the first reference's size, else the model's own."""
-    if request.size is not None and request.aspect is not None:
-        raise SizeError("size and aspect ratio were both given", "give one of them")
-    size = Size(settings.default_size, settings.default_size)
-    if request.aspect is not None:
-        size = size_for_aspect(check_aspect(request.aspect), size.area, sizes.multiple)
-    elif request.size is not None:
-        size = request.size
-    elif references:
-        size = Size(*references[0].size)
-    sizes.check(size)
-    return size
 
 
 def _seed(seed: int | None) -> int:

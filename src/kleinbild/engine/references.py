@@ -3,7 +3,8 @@
 Opening honours EXIF orientation, puts transparent pictures on white, scales 16-bit grey to 8, takes the first frame of
 an animation, and checks the size in the header before any pixel is decoded. Fitting is what diffusers' pipeline does:
 shrink to the largest area (Lanczos), then cut the sides to multiples of 16 around the centre. Two things are added:
-sides that the model does not know are shrunk too, and small pictures are enlarged to the least side.
+sides that the model does not know are shrunk too, and small pictures are enlarged to the least side. (A reference
+whose size the result shall have is framed instead: `kleinbild.engine.framing`.)
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kleinbild.core.errors import PictureError
-from kleinbild.core.sizes import MAX_ASPECT, SizeRange
+from kleinbild.core.sizes import MAX_ASPECT, Size, SizeRange
 
 MAX_FILE_BYTES = 256 * 2**20
 MAX_DECODED_PIXELS = 50_000_000
@@ -64,12 +65,21 @@ def prepare_reference(file: bytes, name: str, sizes: SizeRange) -> Image.Image:
 
 def open_picture(file: bytes, name: str = "the picture") -> Image.Image:
     """An encoded picture to upright RGB on white, first frame. Raises PictureError in words."""
+    return _open(file, name, _to_rgb)
+
+
+def open_alpha(file: bytes, name: str = "the mask") -> Image.Image:
+    """The transparency of an encoded picture, upright: 0 transparent, 255 opaque. Raises PictureError if it has none."""
+    return _open(file, name, _to_alpha)
+
+
+def _open(file: bytes, name: str, convert: Callable[[Image.Image, str], Image.Image]) -> Image.Image:
     if not file:
         raise PictureError(f"{name} is empty", _GIVE_OTHER)
     try:
         with _without_warnings(), Image.open(io.BytesIO(file), formats=FORMATS) as image:
             _check_header(image, name)
-            return _to_rgb(ImageOps.exif_transpose(image), name)
+            return convert(ImageOps.exif_transpose(image), name)
     except PictureError:
         raise
     except UnidentifiedImageError as error:
@@ -86,12 +96,7 @@ def fit(image: Image.Image, name: str, sizes: SizeRange) -> Image.Image:
     """An RGB picture to a size from `sizes`, at most 1024² pixels. Raises PictureError if it is too narrow."""
     width, height = image.size
     longest, shortest = max(image.size), min(image.size)
-    max_aspect = min(MAX_ASPECT, sizes.max_side / sizes.min_side)
-    if longest > max_aspect * shortest:
-        raise PictureError(
-            f"{name} is {width}x{height}: longer than {max_aspect:g} times its width is more than the model takes",
-            "crop it",
-        )
+    check_shape(Size(width, height), name, sizes)
     area = min(MAX_REFERENCE_PIXELS, sizes.max_pixels)
     scale = min(1.0, math.sqrt(area / (width * height)), sizes.max_side / longest)
     if shortest < sizes.min_side:
@@ -100,6 +105,16 @@ def fit(image: Image.Image, name: str, sizes: SizeRange) -> Image.Image:
         resized = [max(int(side * scale), sizes.min_side) for side in image.size]
         image = image.resize((resized[0], resized[1]), Image.Resampling.LANCZOS)
     return _crop_to_multiples(image, sizes.multiple)
+
+
+def check_shape(size: Size, name: str, sizes: SizeRange) -> None:
+    """Raises PictureError for a picture that is too narrow for the model, at any scale."""
+    max_aspect = min(MAX_ASPECT, sizes.max_side / sizes.min_side)
+    if max(size.width, size.height) > max_aspect * min(size.width, size.height):
+        raise PictureError(
+            f"{name} is {size}: longer than {max_aspect:g} times its width is more than the model takes",
+            "crop it, or extend its shorter sides",
+        )
 
 
 @contextmanager
@@ -132,6 +147,15 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_alpha(image: Image.Image, name: str) -> Image.Image:
+    if not image.has_transparency_data:
+        raise PictureError(
+            f"{name} has no transparency (it is {image.mode}): it does not say what to edit",
+            "save it as a PNG with an alpha channel, transparent where the picture shall change",
+        )
+    return image.convert("RGBA").getchannel("A")
 
 
 def _from_16_bit(image: Image.Image, name: str) -> Image.Image:

@@ -67,8 +67,15 @@ class Engine:
         with self._lock:
             return self._batcher.make(requests, on_step)
 
-    def replay(self, record: Record, references: Sequence[bytes] = (), *, on_step: OnStep | None = None) -> Picture:
-        """The picture that `record` was taken from, to the pixel. `references` are the files that were used then.
+    def replay(
+        self,
+        record: Record,
+        references: Sequence[bytes] = (),
+        mask: bytes | None = None,
+        *,
+        on_step: OnStep | None = None,
+    ) -> Picture:
+        """The picture that `record` was taken from, to the pixel. `references` and `mask` are the files used then.
 
         Raises RequestError where this engine's weights, type or device are not those of the record: the picture would be
         another one.
@@ -85,7 +92,7 @@ class Engine:
                 f"the picture was made by {record.model} in other circumstances ({what}): it would not be the same",
                 "use the same model, dtype and device; or make a new picture from its prompt and seed",
             )
-        return self.generate(replace(replay_request(record, references), model=self.name), on_step=on_step)
+        return self.generate(replace(replay_request(record, references, mask), model=self.name), on_step=on_step)
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:

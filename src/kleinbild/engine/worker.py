@@ -93,6 +93,7 @@ class Worker:
                     peak_bytes=machine.peak_memory(),
                     fingerprint=picture.record.fingerprint,
                     kernels=self.kernels,
+                    notes=picture.notes,
                 )
             )
         except Exception as error:  # noqa: BLE001 - nobody waits for this thread, so it must be told

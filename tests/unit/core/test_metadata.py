@@ -40,6 +40,23 @@ def test_a_record_survives_as_ascii(prompt: str, seed: int, guidance: float, nam
     assert Record.from_json(text) == record
 
 
+MASKED = replace(RECORD, input_size=True, mask=ReferenceRecord("hole.png", digest(b"mask")))
+ON_CANVAS = replace(RECORD, input_size=True, canvas=Size(200, 150), place=(0, 7))
+
+
+@pytest.mark.parametrize("record", [MASKED, ON_CANVAS, replace(RECORD, input_size=True)])
+def test_what_only_some_edits_have_survives(record: Record) -> None:
+    assert Record.from_json(record.to_json()) == record
+
+
+def test_what_only_some_edits_have_is_not_in_the_record_of_others() -> None:
+    """So that older versions read them, and records of older versions are read."""
+    assert list(json.loads(RECORD.to_json())) == [
+        *("version", "model", "fingerprint", "prompt", "seed", "steps", "guidance", "size", "dtype", "device"),
+        "references",
+    ]
+
+
 def changed(**changes: Any) -> str:
     return json.dumps({**json.loads(RECORD.to_json()), **changes})
 
@@ -64,6 +81,14 @@ def changed(**changes: Any) -> str:
         changed(steps=4.0),
         changed(prompt=None),
         changed(guidance="1"),
+        changed(input_size=1),
+        changed(mask="hole.png"),
+        changed(mask={"name": "hole.png", "sha256": None}),
+        changed(canvas=[200, 150]),
+        changed(canvas={"width": 200, "height": "150"}),
+        changed(place=[1]),
+        changed(place=7),
+        changed(place=["0", 7]),
     ],
 )
 def test_what_is_no_record_is_refused(text: str) -> None:
@@ -98,6 +123,23 @@ def test_a_replay_takes_the_very_same_files(files: list[bytes], words: str) -> N
         replay_request(RECORD, files)
     assert words in caught.value.message
     assert caught.value.hint
+
+
+def test_a_masked_edit_is_replayed_with_its_mask_and_the_inputs_size() -> None:
+    request = replay_request(MASKED, [b"a", b"b"], b"mask")
+    assert (request.size, request.mask, request.mask_name) == (None, b"mask", "hole.png")
+    for mask, words in [(None, "made with a mask"), (b"other", "the mask is not the file used then (hole.png")]:
+        with pytest.raises(PictureError) as caught:
+            replay_request(MASKED, [b"a", b"b"], mask)
+        assert words in caught.value.message
+        assert "hole.png" in caught.value.message + caught.value.hint
+    with pytest.raises(PictureError, match="made without a mask"):
+        replay_request(RECORD, [b"a", b"b"], b"mask")
+
+
+def test_a_canvas_is_replayed_with_its_place() -> None:
+    request = replay_request(ON_CANVAS, [b"a", b"b"])
+    assert (request.size, request.canvas, request.place) == (None, Size(200, 150), (0, 7))
 
 
 def test_names_without_their_files_are_refused() -> None:

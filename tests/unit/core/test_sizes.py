@@ -62,6 +62,34 @@ def test_the_nearest_size_is_allowed_and_allowed_sizes_are_their_own(sizes: Size
     assert sizes.nearest(nearest) == nearest
 
 
+@given(st.integers(64, 256), st.integers(64, 256))
+def test_within_the_limits_a_size_is_rounded(width: int, height: int) -> None:
+    size = Size(width, height)
+    if size.area > NANO.max_pixels:
+        with pytest.raises(SizeError, match="does not make"):
+            NANO.rounded(size)
+        return
+    rounded = NANO.rounded(size)
+    assert NANO.allows(rounded)
+    assert abs(rounded.width - width) <= 16
+    assert abs(rounded.height - height) <= 16
+    assert (rounded == size) == NANO.allows(size)
+
+
+@pytest.mark.parametrize("size", [Size(0, 128), Size(-128, 128), Size(63, 64), Size(257, 64), Size(161, 160)])
+def test_beyond_the_limits_a_size_is_refused(size: Size) -> None:
+    with pytest.raises(SizeError, match="the model does not make"):
+        NANO.rounded(size)
+
+
+def test_rounding_up_both_sides_may_be_too_much() -> None:
+    assert NANO.rounded(Size(105, 243)) == Size(96, 240)
+
+
+def test_padding_goes_up_to_the_next_multiple() -> None:
+    assert NANO.padded(Size(65, 64)) == Size(80, 64)
+
+
 @pytest.mark.parametrize(("text", "ratio"), [("1:1", 1.0), ("3:2", 1.5), (" 16 : 9 ", 16 / 9), ("2.35:1", 2.35)])
 def test_an_aspect_is_read(text: str, ratio: float) -> None:
     assert parse_aspect(text) == pytest.approx(ratio)

@@ -31,7 +31,17 @@ def reference(width: int, height: int, seed: int) -> bytes:
     return buffer.getvalue()
 
 
+def hole(width: int, height: int, box: tuple[int, int, int, int]) -> bytes:
+    """A mask that is transparent in `box`."""
+    image = Image.new("RGBA", (width, height), "white")
+    image.paste((0, 0, 0, 0), box)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 A, B, C = reference(64, 64, 1), reference(96, 48, 2), reference(80, 130, 3)
+HOLE = hole(64, 64, (20, 10, 40, 35))
 
 
 def request(engine: Engine, seed: int, prompt: str = "a red cat", **fields: Any) -> PictureRequest:
@@ -50,6 +60,9 @@ def mixed(engine: Engine) -> list[PictureRequest]:
         request(engine, 7, references=(A, B, C), size=Size(64, 64)),
         request(engine, 8, references=(A,), steps=6),
         request(engine, 9, size=Size(48, 48)),
+        request(engine, 10, references=(A,), mask=HOLE),
+        request(engine, 11, references=(C, A), canvas=Size(97, 140), place=(17, 3), steps=2),
+        request(engine, 12, references=(C,)),
     ]
 
 
@@ -135,9 +148,42 @@ def test_every_part_of_a_request_matters(base: Engine) -> None:
         {"references": (reference(64, 64, 4),)},
         {"references": (A, B)},
         {"references": (B, A), "size": Size(64, 64)},
+        {"mask": HOLE},
+        {"mask": hole(64, 64, (21, 10, 40, 35))},
+        {"canvas": Size(64, 80)},
+        {"canvas": Size(64, 80), "place": (0, 0)},
     ]
     pictures = base.generate_all([original, *(replace(original, **change) for change in changes)])
     assert len({picture.pil.tobytes() for picture in pictures}) == len(pictures)
+
+
+def test_with_a_mask_all_else_is_the_input_bit_for_bit(any_engine: Engine) -> None:
+    for file, size in ((A, (64, 64)), (C, (80, 130)), (reference(300, 270, 5), (300, 270))):
+        mask = hole(*size, (20, 10, 41, 35))
+        picture = any_engine.generate(request(any_engine, 1, references=(file, B), mask=mask))
+        before, after = (np.asarray(image) for image in (Image.open(io.BytesIO(file)), picture.pil))
+        assert after.shape == before.shape
+        same = (before == after).all(axis=-1)
+        assert same[np.asarray(Image.open(io.BytesIO(mask)))[..., 3] == 255].all()
+        assert same[15:30, 25:36].mean() < 0.1
+
+
+def test_on_a_canvas_the_input_stays_bit_for_bit(any_engine: Engine) -> None:
+    picture = any_engine.generate(request(any_engine, 1, references=(C,), canvas=Size(97, 140), place=(17, 3)))
+    assert picture.pil.size == (97, 140)
+    assert picture.pil.crop((17, 3, 97, 133)).tobytes() == Image.open(io.BytesIO(C)).tobytes()
+    assert len(picture.pil.crop((0, 0, 17, 140)).getcolors(10_000)) > 100
+
+
+def test_a_picture_has_the_size_of_its_input_and_says_if_that_was_scaled(engine: Engine) -> None:
+    for width, height in [(33, 32), (70, 131), (255, 256), (300, 40), (1000, 700), (9, 8)]:
+        picture = engine.generate(request(engine, 1, references=(reference(width, height, 1),), steps=1))
+        assert picture.pil.size == (width, height)
+        assert picture.record.size == Size(width, height)
+        assert bool(picture.notes) == (not engine.sizes.contains(Size(width, height)))
+    assert engine.generate(request(engine, 1, size=Size(70, 70), steps=1)).notes == (
+        "70x70 was rounded to 64x64: sides are multiples of 16",
+    )
 
 
 def test_steps_are_reported(engine: Engine) -> None:

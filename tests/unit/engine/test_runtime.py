@@ -13,7 +13,7 @@ from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size
 from kleinbild.engine.picture import read_record
 from kleinbild.engine.runtime import Engine, choose_device, choose_dtype
-from tests.unit.engine.test_pipeline import A, B, request
+from tests.unit.engine.test_pipeline import HOLE, A, B, C, request
 
 
 def test_an_engine_says_what_it_chose(engine: Engine) -> None:
@@ -64,6 +64,18 @@ def test_a_picture_is_made_again_from_its_file(base: Engine) -> None:
     picture = base.generate_all([request(base, 1), asked])[1]
     for kind in ("png", "jpeg", "webp"):
         again = base.replay(read_record(picture.to_bytes(kind)), [A, B])
+        assert again.pil.tobytes() == picture.pil.tobytes()
+        assert again.record == picture.record
+
+
+def test_edits_with_masks_canvases_and_odd_sizes_are_made_again(engine: Engine) -> None:
+    for asked in (
+        request(engine, 5, references=(A, B), mask=HOLE, mask_name="hole.png"),
+        request(engine, 6, references=(C,), canvas=Size(97, 140)),
+        request(engine, 7, references=(C,), size=Size(80, 130)),
+    ):
+        picture = engine.generate(asked)
+        again = engine.replay(read_record(picture.to_bytes()), asked.references, asked.mask)
         assert again.pil.tobytes() == picture.pil.tobytes()
         assert again.record == picture.record
 
