@@ -31,9 +31,10 @@ def test_the_examples_of_the_help_work_one_after_the_other(
             Path(target).write_bytes(told)
 
     sizes = {str(path.relative_to(tmp_path)): size_of(path) for path in tmp_path.rglob("*.*")}
-    assert len(sizes) == 10
+    assert len(sizes) == 11
     assert sizes["cats/two-cats-in-the-snow-8.png"] == sizes["purple.png"] == (128, 128)
     assert sizes["apple.png"] == sizes["lemon.png"] == (144, 96)
+    assert sizes["wide.png"] == (192, 128)
     assert Path("again.png").read_bytes() == Path("apple.png").read_bytes()
 
 
