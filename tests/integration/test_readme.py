@@ -43,11 +43,12 @@ def test_commands_in_order(tmp_path: Path) -> None:
 
 
 def test_python(tmp_path: Path) -> None:
-    (block,) = blocks("python")
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
+    program = "\n".join(blocks("python"))
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"fox.png", "night.png"}
     assert done.stdout.startswith("2 change the background to the night sky ")
+    assert done.stdout.count("bytes of PNG") == 3
 
 
 @pytest.mark.parametrize(

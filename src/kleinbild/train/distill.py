@@ -69,7 +69,9 @@ def train(out: Path, num_updates: int, seed: int, device: torch.device, num_scen
     tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
     autoencoder = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
     run, base_step = begin_student(out, device)
-    pool = next(pools(autoencoder, seed, base_step, device, num_scenes, out / "pool.pt"))  # the base's last: it is cached
+    pool = next(
+        pools(autoencoder, seed, base_step, device, num_scenes, out / "pool.pt")
+    )  # the base's last: it is cached
     started = saved_at = time.monotonic()
     losses: list[float] = []
     while run.step < num_updates:
