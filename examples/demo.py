@@ -32,7 +32,7 @@ def main() -> None:
     for number, prompt in enumerate(PROMPTS, start=1):
         picture, seconds = timed(kleinbild.generate, prompt, seed=number)
         pictures.append(keep(picture, f"{number}-picture.png", seconds))
-    edited, seconds = timed(kleinbild.edit, "change the background to the night sky", pictures[1], seed=4)
+    edited, seconds = timed(kleinbild.edit, "replace the penguin with a cat", pictures[1], seed=4)
     keep(edited, "4-edit.png", seconds)
     composed, seconds = timed(
         kleinbild.edit, "put the object of image 1 on the background of image 2", [pictures[0], edited], seed=5

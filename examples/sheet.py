@@ -29,13 +29,13 @@ def pictures() -> list[tuple[str, kleinbild.Picture]]:
             start=1,
         )
     ]
-    fox, pair = made[0][1], made[1][1]
-    sunset = "change the background to a sunset"
+    fox, owl = made[0][1], made[4][1]
+    replace = "replace the pumpkin with a cake"
     put = "put the object of image 1 on the background of image 2"
     rocket = made[3][1]
     return [
         *made,
-        (f"{sunset} (image: 2)", kleinbild.edit(sunset, pair, seed=7)),
+        (f"{replace} (image: 5)", kleinbild.edit(replace, owl, seed=7)),
         (f"{put} (images: 1, 4)", kleinbild.edit(put, [fox, rocket], seed=8)),
     ]
 

@@ -16,7 +16,7 @@ from kleinbild.nano.evaluate import GOALS, evaluate, held_out_samples
 from kleinbild.nano.scenes.tasks import is_held_out
 
 WEIGHTS = Path(kleinbild.__file__).parent / "nano" / "weights"
-ROUGH_COUNT = 4  # pictures a row: the exact table is in docs/nano.md; this notices that something broke
+ROUGH_COUNT = 5  # pictures a row: the exact table is in docs/nano.md; this notices that something broke
 
 
 def test_both_models_are_whole_and_small() -> None:
@@ -30,8 +30,8 @@ def test_both_models_are_whole_and_small() -> None:
 def test_it_does_what_it_is_asked() -> None:
     rows = evaluate("nano", ROUGH_COUNT)
     assert [row.task for row in rows] == [goal.label for goal in GOALS]
-    assert np.median([row.right for row in rows]) >= 0.75
-    assert np.mean([row.box_psnr for row in rows]) >= 20
+    assert np.mean([row.right for row in rows]) >= 0.9
+    assert np.mean([row.box_psnr for row in rows]) >= 25
 
 
 def test_the_evaluation_is_fixed_and_held_out() -> None:

@@ -174,4 +174,4 @@ def test_the_autoencoder_learns_in_seconds(tmp_path: Path, monkeypatch: pytest.M
     model = flow.load_autoencoder(tmp_path / "autoencoder.safetensors", NANO.autoencoder, CPU)
     pictures = autoencoder_training.random_scenes(np.random.default_rng(9), 4, 64)
     fresh = Autoencoder(NANO.autoencoder)
-    assert autoencoder_training.psnr(model, pictures) > autoencoder_training.psnr(fresh, pictures) + 0.2
+    assert autoencoder_training.psnr(model, pictures) > autoencoder_training.psnr(fresh, pictures) + 1
