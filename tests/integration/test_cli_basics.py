@@ -19,7 +19,7 @@ from kleinbild.cli.terminal import result_table
 from tests.integration.command import KLEINBILD, environment, kleinbild
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("generate", "edit", "info", "models", "pull", "doctor", "nano")
+VERBS = ("generate", "edit", "info", "models", "pull", "doctor", "plan", "nano")
 
 
 def test_help_fits_a_terminal_and_names_every_verb_and_exit_code(tmp_path: Path) -> None:

@@ -66,3 +66,20 @@ def test_doctor_asks_the_hub_only_on_request(
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["hub"].startswith("http://127.0.0.1:9 cannot be reached: ")
     assert "nano in float32" in lines["picture"]
+
+
+def test_plan_forecasts_without_making_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["plan", "a fox on red", "--size", "256x128", "--steps", "8", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["model"], facts["size"], facts["steps"], facts["dtype"]) == ("nano", "256x128", 8, "float32")
+    assert 0 < facts["seconds"]["decode"] < facts["total_seconds"] < 60
+    assert 10e6 < facts["picture_bytes"] < facts["weight_bytes"] < 60e6
+    assert run(["plan", "a tin robot", "-m", "klein-9b", "--size", "64x64", "--steps", "1", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["model"], facts["dtype"]) == ("klein-9b", "bfloat16")
+    assert facts["weight_bytes"] > 28e9
+    assert run(["plan", "a spaceship on red"]) == 2
+    assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from kleinbild.cli.info import info
 from kleinbild.cli.models import models, pull
 from kleinbild.cli.nano import nano
 from kleinbild.cli.pictures import edit, generate
+from kleinbild.cli.plan import plan
 from kleinbild.cli.terminal import result
 from kleinbild.cli.verbs import with_verb
 
@@ -72,6 +73,7 @@ app.command()(info)
 app.add_typer(models, name="models")
 app.command()(pull)
 app.command()(doctor)
+app.command()(plan)
 app.add_typer(nano, name="nano")
 
 

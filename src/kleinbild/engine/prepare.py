@@ -62,19 +62,30 @@ def prepare(request: PictureRequest, model: Model) -> Prepared:
     )
 
 
-def check(request: PictureRequest) -> None:
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a request comes to, as far as that can be told without its model's networks."""
+
+    inputs: Inputs
+    steps: int
+    guidance: float
+
+
+def check(request: PictureRequest) -> Settled:
     """Raises what `prepare` would, before the model is loaded and without torch: all but the limit of tokens.
 
     Raises what loading would where the model is unknown or parts of it are not here.
     """
     name, parts = locate_parts(request.model)
-    settings = parts.settings
-    sizes = size_range(settings, model_spec(parts))
+    return settle(request, name, parts.settings, model_spec(parts))
+
+
+def settle(request: PictureRequest, name: str, settings: Settings, spec: ModelSpec) -> Settled:
+    """`request` for the model `name` with these settings; its weights need not be here. Raises RequestError."""
     _check_prompt(request, settings.vocabulary)
-    prepare_inputs(request, settings.default_size, sizes)
+    inputs = prepare_inputs(request, settings.default_size, size_range(settings, spec))
     _seed(request.seed)
-    _steps(request.steps, settings)
-    _guidance(request.guidance, settings, name)
+    return Settled(inputs, _steps(request.steps, settings), _guidance(request.guidance, settings, name))
 
 
 def size_range(settings: Settings, spec: ModelSpec) -> SizeRange:

@@ -13,11 +13,13 @@ import torch
 from kleinbild.core.errors import RequestError
 from kleinbild.core.metadata import Record
 from kleinbild.core.requests import PictureRequest, replay_request
+from kleinbild.engine import machine
 from kleinbild.engine.batcher import Batcher, OnStep
 from kleinbild.engine.picture import Picture
 from kleinbild.engine.prepare import size_range
 from kleinbild.model.weights import Model, load_model
 
+FREE_SHARE = 0.9
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -115,6 +117,14 @@ def choose_device(device: torch.device | str | None) -> torch.device:
             f"there is no device {str(chosen)!r} on this machine", "use cpu, or leave the choice to Kleinbild"
         )
     return chosen
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that may be used from now on; others need some, too. None where the system does not tell."""
+    if device.type == "cuda":
+        return int(FREE_SHARE * torch.cuda.mem_get_info(device)[0])
+    found = machine.memory()
+    return None if found is None else int(FREE_SHARE * found[1])
 
 
 def kernels(device: torch.device) -> str:

@@ -17,16 +17,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
-import torch
-
 from kleinbild.core.errors import KleinbildError
 from kleinbild.core.messages import Cancel, Done, Event, Failed, FromWorker, Ready, ToWorker
 from kleinbild.engine import machine
 from kleinbild.engine.batcher import Batcher, Job
 from kleinbild.engine.picture import Picture
-from kleinbild.engine.runtime import Engine, kernels
-
-FREE_SHARE = 0.9  # of the memory that is there once the model is loaded: others need some, too
+from kleinbild.engine.runtime import Engine, free_memory, kernels
 
 
 class Worker:
@@ -143,14 +139,6 @@ def main() -> None:
         messages.flush()
         return
     Worker(engine, messages, arguments.memory_bytes or free_memory(engine.device)).serve(inbox)
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that requests may use, now that the model is loaded. None where the system does not tell."""
-    if device.type == "cuda":
-        return int(FREE_SHARE * torch.cuda.mem_get_info(device)[0])
-    found = machine.memory()
-    return None if found is None else int(FREE_SHARE * found[1])
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def load_model(
     name, parts = locate_parts(name_or_path)
     spec = model_spec(parts)
     device, digest = torch.device(device), hashlib.sha256()
-    dtype = dtype or _default_dtype(spec)
+    dtype = dtype or default_dtype(spec)
     components = parts.components
     assert parts.tokenizer is not None  # `locate_parts` has seen to it
     return Model(
@@ -139,7 +139,8 @@ def _sample(tensor: Tensor) -> bytes:
     return flat.float().contiguous().numpy().tobytes()
 
 
-def _default_dtype(spec: ModelSpec) -> torch.dtype:
+def default_dtype(spec: ModelSpec) -> torch.dtype:
+    """float32 for small models, bfloat16 for those with billions of parameters."""
     parameters = sum(torch.Size(shape).numel() for shape in expected_shapes(spec.transformer).values())
     return torch.bfloat16 if parameters >= LARGE else torch.float32
 

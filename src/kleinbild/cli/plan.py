@@ -1,0 +1,101 @@
+"""`kleinbild plan`: what a picture would take on this machine, told before it is made and before weights are fetched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+
+from kleinbild.cli import options
+from kleinbild.cli.doctor import duration
+from kleinbild.cli.models import gigabytes
+from kleinbild.cli.pictures import given
+from kleinbild.cli.terminal import progress, result, result_json
+from kleinbild.core.errors import MissingWeightsError
+from kleinbild.core.requests import PictureRequest
+from kleinbild.core.sizes import Size
+from kleinbild.model.spec import ModelSpec
+from kleinbild.model.weights.settings import Settings
+
+
+def plan(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture would show, in quotes.")],
+    images: Annotated[
+        list[str] | None, typer.Option("--image", "-i", metavar="IMAGE", help="A picture to start from; repeatable.")
+    ] = None,
+    model: options.Model = None,
+    size: options.SizeOption = None,
+    aspect: options.Aspect = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    as_json: options.Json = False,
+) -> None:
+    """Forecast time and memory of a picture without making it.
+
+    Measures a few of the model's blocks at the picture's size; its weights need not be here.
+    """
+    from kleinbild.cli.inputs import read_references
+
+    files, names = read_references(images or [])
+    asked = given(model=model, size=size, aspect=aspect, steps=steps, guidance=guidance)
+    request = replace(PictureRequest(prompt, references=files, reference_names=names), **asked)
+    with progress("measuring"):
+        facts = foresee(request)
+    if as_json:
+        result_json(facts)
+        return
+    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in facts["seconds"].items() if seconds)
+    result(f"{facts['size']}, {facts['steps']} steps, {facts['model']} on {facts['device']} in {facts['dtype']}")
+    result(f"time      {duration(facts['total_seconds'])} ({stages})")
+    result(
+        f"memory    {gigabytes(facts['weight_bytes'])} for the weights, {gigabytes(facts['picture_bytes'])} for the picture"
+    )
+    if (available := facts["available_bytes"]) is not None:
+        fits = facts["weight_bytes"] + facts["picture_bytes"] <= available
+        result(f"available {gigabytes(available)}: {'it fits' if fits else 'it does not fit'}")
+
+
+def foresee(request: PictureRequest) -> dict[str, Any]:
+    """The forecast for `request`, in plain values. Raises what making the picture would, but for missing weights."""
+    from kleinbild.engine.forecast import Plan, forecast, measure
+    from kleinbild.engine.prepare import settle
+    from kleinbild.engine.runtime import choose_device, free_memory
+    from kleinbild.model.weights.load import default_dtype
+
+    name, settings, spec = numbers_of(request.model)
+    settled = settle(request, name, settings, spec)
+    inputs = settled.inputs
+    sizes = tuple(Size(*image.size) for image in inputs.references)
+    wanted = Plan(inputs.frame.made, sizes, settled.steps, guided=settled.guidance != 1)
+    device, dtype = choose_device(None), default_dtype(spec)
+    speeds = measure(spec, wanted, device=device, dtype=dtype)
+    told = forecast(spec, wanted, speeds, dtype=dtype, caching=settings.reference_caching)
+    return {
+        "model": name,
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "size": str(inputs.frame.size),
+        "steps": settled.steps,
+        "seconds": {stage: round(seconds, 4) for stage, seconds in told.seconds.items()},
+        "total_seconds": round(told.total_seconds, 4),
+        "weight_bytes": told.weight_bytes,
+        "picture_bytes": told.picture_bytes,
+        "available_bytes": free_memory(device),
+        "notes": list(inputs.notes),
+    }
+
+
+def numbers_of(model: str) -> tuple[str, Settings, ModelSpec]:
+    """Name, settings and spec of a model here, or of an official one that is not."""
+    from kleinbild.model.catalog import find
+    from kleinbild.model.official import SPECS
+    from kleinbild.model.weights.settings import official
+    from kleinbild.model.weights.sources import locate_parts, model_spec
+
+    try:
+        name, parts = locate_parts(model)
+    except MissingWeightsError:
+        entry = find(model)
+        return entry.name, official(entry.variant), SPECS[entry.family]
+    return name, parts.settings, model_spec(parts)
