@@ -187,7 +187,7 @@ def forecasts() -> Iterator[Fact]:
     import torch
 
     from kleinbild.engine.forecast import Plan, forecast, measure
-    from kleinbild.engine.runtime import choose_device
+    from kleinbild.engine.runtime import available_memory, choose_device
     from kleinbild.model.catalog import entries
     from kleinbild.model.official import SPECS
     from kleinbild.model.weights.settings import official
@@ -195,7 +195,7 @@ def forecasts() -> Iterator[Fact]:
     device, dtype = choose_device(None), torch.bfloat16
     timed = Plan(Size(FORECAST_SIDES[0], FORECAST_SIDES[0]), (), steps=1, guided=False)
     speeds = measure(SPECS["klein-4b"], timed, device=device, dtype=dtype)
-    available = torch.cuda.mem_get_info()[0] if device.type == "cuda" else (machine.memory() or (0, 0))[1]
+    available = available_memory(device)
     for entry in entries():
         if entry.family not in SPECS:
             continue

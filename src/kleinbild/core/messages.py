@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kleinbild.core.errors import KleinbildError
 from kleinbild.core.requests import PictureRequest
 
 Priority = Literal["batch", "normal", "interactive"]
@@ -118,6 +119,13 @@ class Failed:
     kind: str
     message: str
     hint: str = ""
+
+    @classmethod
+    def of(cls, name: str, error: Exception) -> Failed:
+        """What `core.errors.error_of` makes the error of again, on the other side."""
+        if isinstance(error, KleinbildError):
+            return cls(name, type(error).__name__, error.message, error.hint)
+        return cls(name, type(error).__name__, str(error))
 
 
 Event = Queued | Encoding | Stepped | Decoding | Done | Failed

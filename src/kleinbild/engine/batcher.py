@@ -81,7 +81,7 @@ class Job:
 
     @property
     def num_rows(self) -> int:
-        return self.running.segment.num_rows * (1 if self.running.context.empty_LX is None else 2)
+        return self.prepared.num_branches * self.running.segment.num_rows
 
     def cancel(self) -> None:
         """Frees what it holds before the next step."""
@@ -203,8 +203,7 @@ class Batcher:
             under_way[job.terms.caller] += 1
             return not self._urgent(job), (1 + before) / SHARES[job.terms.priority], job.order
 
-        turns = {id(job): turn(job) for job in sorted(self.waiting, key=lambda job: job.order)}
-        return sorted(self.waiting, key=lambda job: turns[id(job)])
+        return sorted(self.waiting, key=turn)  # which asks for each turn once, in the order of arrival
 
     def _fits(self, job: Job) -> bool:
         if self.memory_bytes is None or not self.active:
@@ -299,18 +298,16 @@ class Batcher:
         if job.overdue_at == math.inf:
             return False
         left = job.prepared.steps - (job.sequence.step if job.sequence else 0)
-        segment = segment_of(self.model, job.prepared)
-        forecast = left * cost.step_flops(self.model.spec.transformer, segment) * self._seconds_a_flop
-        return job.overdue_at - self._time() < URGENT * forecast
+        return job.overdue_at - self._time() < URGENT * left * self._flops(job) * self._seconds_a_flop
 
     def _flops(self, job: Job) -> int:
-        branches = 1 if job.running.context.empty_LX is None else 2
-        return branches * cost.step_flops(self.model.spec.transformer, job.running.segment)
+        """Of its next step."""
+        segment = job.sequence.segment if job.sequence else segment_of(self.model, job.prepared)
+        return job.prepared.num_branches * cost.step_flops(self.model.spec.transformer, segment)
 
     def _need(self, prepared: Prepared) -> cost.Need:
-        branches = 1 if prepared.guidance == 1 else 2
-        element = self.model.dtype.itemsize
-        return cost.need(self.model.spec, segment_of(self.model, prepared), branches, prepared.size, element)
+        segment, element = segment_of(self.model, prepared), self.model.dtype.itemsize
+        return cost.need(self.model.spec, segment, prepared.num_branches, prepared.size, element)
 
     def _tell_positions(self) -> None:
         for position, job in enumerate(self._in_turn()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -64,37 +65,30 @@ class Modulator:
     """Modulations of times, each computed once for the model."""
 
     def __init__(self, transformer: Flux2Transformer, device: torch.device) -> None:
-        self._transformer, self._device = transformer, device
-        self._known: OrderedDict[float, Modulations] = OrderedDict()
+        @lru_cache(maxsize=MODULATIONS_KEPT)
+        def of(time: float) -> Modulations:
+            return transformer.modulations(torch.tensor([time], device=device))
+
+        self._of = of
 
     def __call__(self, times: Sequence[float]) -> Modulations:
         """One row for each of `times`, computed alone: it does not depend on the others."""
         first, *others = (self._of(time) for time in times)
         return first.join(*others) if others else first
 
-    def _of(self, time: float) -> Modulations:
-        if time not in self._known:
-            self._known[time] = self._transformer.modulations(torch.tensor([time], device=self._device))
-            if len(self._known) > MODULATIONS_KEPT:
-                self._known.popitem(last=False)
-        self._known.move_to_end(time)
-        return self._known[time]
-
 
 class Layouts:
     """Layouts of passes, each mix of shapes laid out once."""
 
     def __init__(self, spec: TransformerSpec, device: torch.device) -> None:
-        self._spec, self._device = spec, device
-        self._known: OrderedDict[tuple[Segment, ...], Packing] = OrderedDict()
+        @lru_cache(maxsize=LAYOUTS_KEPT)
+        def of(segments: tuple[Segment, ...]) -> Packing:
+            return pack(segments, spec, device=device)
+
+        self._of = of
 
     def __call__(self, segments: tuple[Segment, ...]) -> Packing:
-        if segments not in self._known:
-            self._known[segments] = pack(segments, self._spec, device=self._device)
-            if len(self._known) > LAYOUTS_KEPT:
-                self._known.popitem(last=False)
-        self._known.move_to_end(segments)
-        return self._known[segments]
+        return self._of(segments)
 
 
 @dataclass(frozen=True, slots=True)

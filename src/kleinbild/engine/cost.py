@@ -1,4 +1,4 @@
-"""What a request costs: arithmetic for fairness and forecasts, memory for admission. No torch here.
+"""What a request costs: arithmetic for fairness and forecasts, memory for admission. No tensors here.
 
 Both are counted from shapes. The arithmetic is exact for the matrix products, which are nearly all of it. The memory is
 a model: what a sequence holds while it waits for its turn, what a step takes on top, what decoding takes; its factors

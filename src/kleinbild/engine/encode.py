@@ -37,7 +37,7 @@ def encode_prompt(model: Model, caches: Caches, one: Prepared) -> Context:
 
     return Context(
         encoded(one.request.prompt, one.tokens),
-        encoded("", model.tokenizer("")) if one.guidance != 1 else None,
+        encoded("", model.tokenizer("")) if one.num_branches == 2 else None,
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kleinbild.core.sizes import LARGE_PICTURE, Size
 from kleinbild.engine import cost
+from kleinbild.engine.latents import segment_for
 from kleinbild.model.attention import BlockCaches
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.packing import Segment, pack
@@ -108,9 +109,7 @@ def forecast(spec: ModelSpec, plan: Plan, speeds: Speeds, *, dtype: torch.dtype,
 
 
 def _segment(spec: ModelSpec, plan: Plan) -> Segment:
-    cell = spec.autoencoder.pixels_per_token
-    image, *references = ((size.height // cell, size.width // cell) for size in (plan.size, *plan.references))
-    return Segment(spec.text_encoder.max_tokens, image, tuple(references))
+    return segment_for(spec.autoencoder, spec.text_encoder.max_tokens, plan.size, plan.references)
 
 
 def num_parameters(spec: ModelSpec) -> int:

@@ -9,6 +9,7 @@ r c rows and columns of tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +21,7 @@ from kleinbild.engine.prepare import Prepared
 from kleinbild.model.attention import ReferenceCache
 from kleinbild.model.packing import ReferenceMode, Segment
 from kleinbild.model.schedule import times
+from kleinbild.model.spec import AutoencoderSpec
 from kleinbild.model.weights import Model
 
 
@@ -69,7 +71,7 @@ class Sequence:
     @property
     def grid(self) -> Tensor:
         """The latent (1, C, r, c), as the autoencoder takes it."""
-        return self.latent_NC.t().reshape(1, -1, *self.segment.image)
+        return self._grid(self.latent_NC)
 
     @property
     def rows(self) -> Tensor:
@@ -86,7 +88,10 @@ class Sequence:
         estimate_NC = self.latent_NC - self.time * self.velocity_NC
         if self.known is not None:
             estimate_NC = self.known.keep(estimate_NC, 0.0)
-        return estimate_NC.t().reshape(1, -1, *self.segment.image)
+        return self._grid(estimate_NC)
+
+    def _grid(self, tokens_NC: Tensor) -> Tensor:
+        return tokens_NC.t().reshape(1, -1, *self.segment.image)
 
     def advance(self, velocity_NC: Tensor) -> None:
         """One Euler step along `velocity_NC` to the next time; what is known stays what it is."""
@@ -121,11 +126,18 @@ def start(model: Model, prepared: Prepared, context: Context, references: tuple[
 
 def segment_of(model: Model, prepared: Prepared) -> Segment:
     """The tokens that a request will have in the first step."""
-    cell = model.spec.autoencoder.pixels_per_token
-    shapes = tuple((image.height // cell, image.width // cell) for image in prepared.references)
-    grid = (prepared.size.height // cell, prepared.size.width // cell)
-    mode: ReferenceMode = "store" if model.settings.reference_caching and shapes else "joint"
-    return Segment(len(prepared.tokens.ids), grid, shapes, mode)
+    sizes = [Size(*image.size) for image in prepared.references]
+    mode: ReferenceMode = "store" if model.settings.reference_caching and sizes else "joint"
+    return segment_for(model.spec.autoencoder, len(prepared.tokens.ids), prepared.size, sizes, mode)
+
+
+def segment_for(
+    spec: AutoencoderSpec, num_text: int, size: Size, references: Iterable[Size], mode: ReferenceMode = "joint"
+) -> Segment:
+    """The tokens of a picture of `size` made from pictures of the sizes `references`; sides are whole tokens."""
+    cell = spec.pixels_per_token
+    image, *others = ((each.height // cell, each.width // cell) for each in (size, *references))
+    return Segment(num_text, image, tuple(others), mode)
 
 
 def known(model: Model, prepared: Prepared, references: tuple[Tensor, ...], noise_NC: Tensor) -> Known | None:

@@ -45,20 +45,22 @@ class Prepared:
         """As the model takes them."""
         return self.inputs.references
 
+    @property
+    def num_branches(self) -> int:
+        """How often it stands in a pass: guidance compares with a second segment under the empty prompt."""
+        return 1 if self.guidance == 1 else 2
+
 
 def prepare(request: PictureRequest, model: Model) -> Prepared:
     """Checks `request` and fills in the model's defaults. Raises RequestError or one of its kinds."""
-    settings = model.settings
-    sizes = size_range(settings, model.spec)
-    _check_prompt(request, settings.vocabulary)
-    tokens = model.tokenizer(request.prompt)
+    settled = settle(request, model.name, model.settings, model.spec)
     return Prepared(
         request=request,
-        tokens=tokens,
-        seed=_seed(request.seed),
-        steps=_steps(request.steps, settings),
-        guidance=_guidance(request.guidance, settings, model.name),
-        inputs=prepare_inputs(request, settings.default_size, sizes),
+        tokens=model.tokenizer(request.prompt),
+        seed=settled.seed,
+        steps=settled.steps,
+        guidance=settled.guidance,
+        inputs=settled.inputs,
     )
 
 
@@ -67,6 +69,7 @@ class Settled:
     """What a request comes to, as far as that can be told without its model's networks."""
 
     inputs: Inputs
+    seed: int
     steps: int
     guidance: float
 
@@ -84,8 +87,12 @@ def settle(request: PictureRequest, name: str, settings: Settings, spec: ModelSp
     """`request` for the model `name` with these settings; its weights need not be here. Raises RequestError."""
     _check_prompt(request, settings.vocabulary)
     inputs = prepare_inputs(request, settings.default_size, size_range(settings, spec))
-    _seed(request.seed)
-    return Settled(inputs, _steps(request.steps, settings), _guidance(request.guidance, settings, name))
+    return Settled(
+        inputs,
+        _seed(request.seed),
+        _steps(request.steps, settings),
+        _guidance(request.guidance, settings, name),
+    )
 
 
 def size_range(settings: Settings, spec: ModelSpec) -> SizeRange:

@@ -122,10 +122,10 @@ class RemoteEngine:
         stream = Stream(Submit(str(next(self._ids)), request, terms), self)
         with self._lock:
             if self._refused is not None:
-                stream.put(_failed(stream.id, self._refused))
+                stream.put(Failed.of(stream.id, self._refused))
                 return stream
             if self._closed:
-                stream.put(_failed(stream.id, WorkerError("the engine was closed")))
+                stream.put(Failed.of(stream.id, WorkerError("the engine was closed")))
                 return stream
             self._streams[stream.id] = stream
             self.send(stream.submit)
@@ -193,7 +193,7 @@ class RemoteEngine:
             for stream in [stream for stream in self._streams.values() if stream.started]:
                 del self._streams[stream.id]
                 stream.put(
-                    _failed(stream.id, WorkerError(f"{why} while the picture was being made", "ask for it again"))
+                    Failed.of(stream.id, WorkerError(f"{why} while the picture was being made", "ask for it again"))
                 )
             if self._fruitless >= MAX_STARTS:
                 self._refuse(WorkerError(f"{why} {MAX_STARTS} times in a row", "see what it wrote to its log"))
@@ -203,7 +203,7 @@ class RemoteEngine:
             for stream in list(self._streams.values()):  # in the order in which they came
                 if stream.cancelled:
                     del self._streams[stream.id]
-                    stream.put(_failed(stream.id, CancelledError("the request was cancelled")))
+                    stream.put(Failed.of(stream.id, CancelledError("the request was cancelled")))
                 else:
                     self.send(stream.submit)
 
@@ -218,7 +218,7 @@ class RemoteEngine:
             streams = list(self._streams.values())
             self._streams.clear()
         for stream in streams:
-            stream.put(_failed(stream.id, error))
+            stream.put(Failed.of(stream.id, error))
 
 
 def _write(process: subprocess.Popen[bytes], outbox: queue.SimpleQueue[ToWorker | None]) -> None:
@@ -235,10 +235,6 @@ def _messages(stream: IO[bytes]) -> Iterator[Ready | Event]:
     with suppress(EOFError, OSError, pickle.UnpicklingError), stream:
         while True:
             yield pickle.load(stream)  # noqa: S301 - from the process that we started, over a pipe of its own
-
-
-def _failed(name: str, error: KleinbildError) -> Failed:
-    return Failed(name, type(error).__name__, error.message, error.hint)
 
 
 def _how(code: int) -> str:

@@ -121,10 +121,16 @@ def choose_device(device: torch.device | str | None) -> torch.device:
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that may be used from now on; others need some, too. None where the system does not tell."""
+    available = available_memory(device)
+    return None if available is None else int(FREE_SHARE * available)
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that nobody uses. None where the system does not tell."""
     if device.type == "cuda":
-        return int(FREE_SHARE * torch.cuda.mem_get_info(device)[0])
+        return int(torch.cuda.mem_get_info(device)[0])
     found = machine.memory()
-    return None if found is None else int(FREE_SHARE * found[1])
+    return None if found is None else found[1]
 
 
 def kernels(device: torch.device) -> str:

@@ -17,7 +17,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
-from kleinbild.core.errors import KleinbildError
 from kleinbild.core.messages import Cancel, Done, Event, Failed, FromWorker, Ready, ToWorker
 from kleinbild.engine import machine
 from kleinbild.engine.batcher import Batcher, Job
@@ -43,7 +42,6 @@ class Worker:
         load = self.engine.load_seconds
         self.send(Ready(self.engine.name, model.fingerprint, model.device.type, dtype, self.kernels, load))
         while True:
-            message: ToWorker | None = None
             try:
                 message = inbox.get(block=not self.batcher.busy)
             except queue.Empty:
@@ -61,7 +59,7 @@ class Worker:
         try:
             job = self.batcher.job(message.id, message.request, message.terms, self)
         except Exception as error:  # noqa: BLE001 - told to the caller, in words or as a bug
-            self.send(failed(message.id, error))
+            self.send(Failed.of(message.id, error))
         else:
             self.jobs[message.id] = job
             self.batcher.submit(job)
@@ -75,7 +73,7 @@ class Worker:
 
     def error(self, job: Job, error: Exception) -> None:
         del self.jobs[job.id]
-        self.send(failed(job.id, error))
+        self.send(Failed.of(job.id, error))
 
     def _deliver(self, job: Job, picture: Picture) -> None:
         try:
@@ -93,7 +91,7 @@ class Worker:
                 )
             )
         except Exception as error:  # noqa: BLE001 - nobody waits for this thread, so it must be told
-            self.send(failed(job.id, error))
+            self.send(Failed.of(job.id, error))
 
     def send(self, message: FromWorker) -> None:
         with self._writing:
@@ -103,12 +101,6 @@ class Worker:
                 self._outbox.flush()
             except BrokenPipeError:  # whoever started this has gone; the end of the input says so, too
                 os._exit(0)
-
-
-def failed(name: str, error: Exception) -> Failed:
-    if isinstance(error, KleinbildError):
-        return Failed(name, type(error).__name__, error.message, error.hint)
-    return Failed(name, type(error).__name__, str(error))
 
 
 def read(stream: IO[bytes], inbox: queue.SimpleQueue[ToWorker | None]) -> None:
@@ -135,7 +127,7 @@ def main() -> None:
     try:
         engine = Engine(arguments.model, device=arguments.device, dtype=arguments.dtype)
     except Exception as error:  # noqa: BLE001 - told to whoever started this process
-        pickle.dump(failed("", error), messages)
+        pickle.dump(Failed.of("", error), messages)
         messages.flush()
         return
     Worker(engine, messages, arguments.memory_bytes or free_memory(engine.device)).serve(inbox)

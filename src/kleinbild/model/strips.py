@@ -104,9 +104,7 @@ def residual(block: ResnetBlock, x: FeatureMap, strip_rows: int) -> FeatureMap:
     change = convolved(block.conv2, activated(block.norm2, hidden, strip_rows))
 
     def rows(first: int, end: int) -> Tensor:
-        change_BCRW = change.rows(
-            first, end
-        )  # asks `x` for more rows than the shortcut does, so it goes first: `latest`
+        change_BCRW = change.rows(first, end)  # asks `x` for more rows than the shortcut, so it goes first: `latest`
         out_BCRW: Tensor = block.nin_shortcut(x.rows(first, end)) + change_BCRW
         return out_BCRW
 
