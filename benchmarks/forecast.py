@@ -36,8 +36,8 @@ def main() -> None:
     print(f"{engine.name} on {engine.device}, {engine.dtype}")
     print(f"{'':<26}{'forecast s':>12}{'actual s':>12}{'ratio':>8}")
     for name, plan in rows.items():
-        speeds = measure(engine.model.spec, plan, device=engine.device, dtype=engine.dtype)
-        expected = forecast(engine.model.spec, plan, speeds, dtype=engine.dtype).total_seconds
+        speeds = measure(engine.model.spec, plan, device=engine.device, precision=engine.dtype)
+        expected = forecast(engine.model.spec, plan, speeds, precision=engine.dtype).total_seconds
         actual = statistics.median(seconds(engine, plan, run) for run in range(RUNS))
         ratios[name] = round(expected / actual, 3)
         print(f"{name:<26}{expected:>12.3f}{actual:>12.3f}{ratios[name]:>8.2f}")

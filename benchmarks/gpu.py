@@ -43,8 +43,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))  # the m
 
 from kleinbild.model.attention import ReferenceCache
 from kleinbild.model.autoencoder import Autoencoder
-from kleinbild.model.fp8 import quantize_rows, require_fp8, scaled_product, to_fp8
+from kleinbild.model.fp8 import quantize_rows, require_fp8, scaled_product
 from kleinbild.model.packing import ReferenceMode, Segment, pack
+from kleinbild.model.precision import quantize
 from kleinbild.model.rope import image_ids, text_ids
 from kleinbild.model.schedule import times
 from kleinbild.model.spec import ModelSpec, TransformerSpec
@@ -192,7 +193,7 @@ class Ours:
 
     def __init__(self, bench: Bench, way: Way) -> None:
         self.bench = bench
-        self.transformer: nn.Module = to_fp8(bench.transformer) if way.precision == "fp8" else bench.transformer
+        self.transformer: nn.Module = in_fp8(bench.transformer) if way.precision == "fp8" else bench.transformer
         if way.compiled:
             self.transformer = torch.compile(self.transformer, dynamic=False, backend=bench.backend)
 
@@ -460,6 +461,16 @@ def measure(
     if bench.device.type == "cuda":
         row.peak_gb = torch.cuda.max_memory_allocated(bench.device) / 1e9
     return row
+
+
+def in_fp8(network: Flux2Transformer) -> Flux2Transformer:
+    """The same network with its blocks in fp8; it shares all else with `network`, which stays as it is."""
+    with torch.device("meta"):
+        quantized = Flux2Transformer(network.spec)
+    quantized.load_state_dict(network.state_dict(), assign=True)
+    for blocks in (quantized.double_blocks, quantized.single_blocks):
+        quantize(blocks, "fp8")
+    return quantized.requires_grad_(False).eval()
 
 
 def matrix_rate(precision: str, size: int, device: torch.device) -> float:

@@ -64,7 +64,7 @@ def test_random_weights_are_a_whole_model_in_every_layout(load: Callable[[str], 
         report = check(folder)
         assert report.complete, report
         assert report.components[0].layout == layout
-        models.append(load_model(folder, dtype=torch.bfloat16))
+        models.append(load_model(folder, precision="bfloat16"))
     assert len({model.fingerprint for model in models}) == 1  # the same model, however it is stored
     assert models[0].spec == random_weights.TINY.spec
     for tensor in (*models[0].transformer.parameters(), *models[0].autoencoder.parameters()):

@@ -169,7 +169,7 @@ def picture() -> Fact:
         times.append(time.perf_counter() - begun)
     value = {
         "model": "nano",
-        "dtype": str(engine.dtype).removeprefix("torch."),
+        "dtype": engine.dtype,
         "load_seconds": round(engine.load_seconds, 3),
         "first_seconds": round(times[0], 3),
         "next_seconds": round(times[1], 3),
@@ -184,7 +184,6 @@ def picture() -> Fact:
 
 def forecasts() -> Iterator[Fact]:
     """Seconds a picture of each large model, from a few of its blocks at their real size; and whether it would fit."""
-    import torch
 
     from kleinbild.engine.forecast import Plan, forecast, measure
     from kleinbild.engine.runtime import available_memory, choose_device
@@ -192,9 +191,9 @@ def forecasts() -> Iterator[Fact]:
     from kleinbild.model.official import SPECS
     from kleinbild.model.weights.settings import official
 
-    device, dtype = choose_device(None), torch.bfloat16
+    device = choose_device(None)
     timed = Plan(Size(FORECAST_SIDES[0], FORECAST_SIDES[0]), (), steps=1, guided=False)
-    speeds = measure(SPECS["klein-4b"], timed, device=device, dtype=dtype)
+    speeds = measure(SPECS["klein-4b"], timed, device=device, precision="bfloat16")
     available = available_memory(device)
     for entry in entries():
         if entry.family not in SPECS:
@@ -203,7 +202,10 @@ def forecasts() -> Iterator[Fact]:
         guided = settings.default_guidance != 1
         made = {
             f"{side}x{side}": forecast(
-                SPECS[entry.family], Plan(Size(side, side), (), settings.default_steps, guided), speeds, dtype=dtype
+                SPECS[entry.family],
+                Plan(Size(side, side), (), settings.default_steps, guided),
+                speeds,
+                precision="bfloat16",
             )
             for side in FORECAST_SIDES
         }

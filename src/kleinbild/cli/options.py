@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from kleinbild.core.errors import RequestError
+from kleinbild.core.precision import choose_precision
 from kleinbild.core.requests import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
 from kleinbild.core.sizes import Size, parse_aspect, parse_size
 
@@ -152,6 +153,17 @@ Place = Annotated[
         metavar="X,Y",
         parser=read_place,
         help="Where on the canvas the picture's left top corner is, in pixels. Default: so that it is in the middle.",
+    ),
+]
+Dtype = Annotated[
+    # A Literal would make typer read it itself, with an error in its own words.
+    Any,
+    typer.Option(
+        "--dtype",
+        metavar="TYPE",
+        parser=choose_precision,
+        help="The numbers to compute in: float32, bfloat16, int8 or fp8. Default: float32 for small models, "
+        "bfloat16 for large ones.",
     ),
 ]
 Format = Annotated[

@@ -13,6 +13,7 @@ from kleinbild.cli.models import gigabytes
 from kleinbild.cli.pictures import given
 from kleinbild.cli.terminal import progress, result, result_json
 from kleinbild.core.errors import MissingWeightsError
+from kleinbild.core.precision import Precision
 from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size
 from kleinbild.model.spec import ModelSpec
@@ -29,6 +30,7 @@ def plan(
     aspect: options.Aspect = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    dtype: options.Dtype = None,
     as_json: options.Json = False,
 ) -> None:
     """Forecast time and memory of a picture without making it.
@@ -41,7 +43,7 @@ def plan(
     asked = given(model=model, size=size, aspect=aspect, steps=steps, guidance=guidance)
     request = replace(PictureRequest(prompt, references=files, reference_names=names), **asked)
     with progress("measuring"):
-        facts = foresee(request)
+        facts = foresee(request, dtype)
     if as_json:
         result_json(facts)
         return
@@ -56,25 +58,25 @@ def plan(
         result(f"available {gigabytes(available)}: {'it fits' if fits else 'it does not fit'}")
 
 
-def foresee(request: PictureRequest) -> dict[str, Any]:
+def foresee(request: PictureRequest, dtype: Precision | None) -> dict[str, Any]:
     """The forecast for `request`, in plain values. Raises what making the picture would, but for missing weights."""
     from kleinbild.engine.forecast import Plan, forecast, measure
     from kleinbild.engine.prepare import settle
     from kleinbild.engine.runtime import choose_device, free_memory
-    from kleinbild.model.weights.load import default_dtype
+    from kleinbild.model.weights.load import default_precision
 
     name, settings, spec = numbers_of(request.model)
     settled = settle(request, name, settings, spec)
     inputs = settled.inputs
     sizes = tuple(Size(*image.size) for image in inputs.references)
     wanted = Plan(inputs.frame.made, sizes, settled.steps, guided=settled.guidance != 1)
-    device, dtype = choose_device(None), default_dtype(spec)
-    speeds = measure(spec, wanted, device=device, dtype=dtype)
-    told = forecast(spec, wanted, speeds, dtype=dtype, caching=settings.reference_caching)
+    device, precision = choose_device(None), dtype or default_precision(spec)
+    speeds = measure(spec, wanted, device=device, precision=precision)
+    told = forecast(spec, wanted, speeds, precision=precision, caching=settings.reference_caching)
     return {
         "model": name,
         "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": precision,
         "size": str(inputs.frame.size),
         "steps": settled.steps,
         "seconds": {stage: round(seconds, 4) for stage, seconds in told.seconds.items()},

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kleinbild.core.precision import Precision
+
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """Where the pictures shall go (`-o`), in which format, how many of them, and how they are told."""
+    """Where the pictures shall go (`-o`), in which format, how many, how they are told, in which numbers computed."""
 
     output: str | None = None
     format: str | None = None
     count: int = 1
     as_json: bool = False
     show: bool = False
+    dtype: Precision | None = None

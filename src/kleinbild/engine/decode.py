@@ -60,7 +60,7 @@ def record(model: Model, prepared: Prepared) -> Record:
         steps=prepared.steps,
         guidance=prepared.guidance,
         size=inputs.frame.size,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=model.precision,
         device=model.device.type,
         references=tuple(
             ReferenceRecord(name, digest(file)) for name, file in zip(names, request.references, strict=True)

@@ -17,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kleinbild.core.precision import Precision
 from kleinbild.core.sizes import LARGE_PICTURE, Size
 from kleinbild.engine import cost
 from kleinbild.engine.latents import segment_for
 from kleinbild.model.attention import BlockCaches
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.packing import Segment, pack
+from kleinbild.model.precision import QUANTIZED, compute_dtype, quantizable, quantize
 from kleinbild.model.spec import AutoencoderSpec, ModelSpec, TextEncoderSpec
 from kleinbild.model.text_encoder import Layer, TextEncoder, rotations, visible
 from kleinbild.model.transformer import DoubleBlock, Flux2Transformer, Modulated, SingleBlock
@@ -74,21 +76,21 @@ class Speeds:
 
 
 @torch.inference_mode()
-def measure(spec: ModelSpec, plan: Plan, *, device: torch.device, dtype: torch.dtype) -> Speeds:
+def measure(spec: ModelSpec, plan: Plan, *, device: torch.device, precision: Precision) -> Speeds:
     """Some seconds of work: exact for this very plan, good for others of about its size and for other models."""
     segment, branches = _segment(spec, plan), 2 if plan.guided else 1
-    step = _step_seconds(spec, segment, branches, device, dtype)
-    decode, encode = _autoencoder_seconds(spec.autoencoder, device, dtype)
+    step = _step_seconds(spec, segment, branches, device, precision)
+    decode, encode = _autoencoder_seconds(spec.autoencoder, device, precision)
     return Speeds(
         blocks=branches * cost.step_flops(spec.transformer, segment) / step,
-        text=_text_flops(spec.text_encoder) / _text_seconds(spec.text_encoder, device, dtype),
+        text=_text_flops(spec.text_encoder) / _text_seconds(spec.text_encoder, device, precision),
         decode=decode / PART_SIDE**2,
         encode=encode / PART_SIDE**2,
-        attention=_attention_seconds(spec.autoencoder, device, dtype),
+        attention=_attention_seconds(spec.autoencoder, device, precision),
     )
 
 
-def forecast(spec: ModelSpec, plan: Plan, speeds: Speeds, *, dtype: torch.dtype, caching: bool = False) -> Forecast:
+def forecast(spec: ModelSpec, plan: Plan, speeds: Speeds, *, precision: Precision, caching: bool = False) -> Forecast:
     """What `plan` will take. `caching`: references are cached after the first step (kv variant)."""
     branches, segment = 2 if plan.guided else 1, _segment(spec, plan)
     caching = caching and bool(plan.references)
@@ -104,40 +106,57 @@ def forecast(spec: ModelSpec, plan: Plan, speeds: Speeds, *, dtype: torch.dtype,
         "decode": strips * speeds.decode * plan.size.area + _attention(spec, plan.size, speeds),
     }
     held = replace(segment, mode="store") if caching else segment
-    need = cost.need(spec, held, branches, plan.size, dtype.itemsize)
-    return Forecast(seconds, dtype.itemsize * num_parameters(spec), need.peak)
+    need = cost.need(spec, held, branches, plan.size, compute_dtype(precision).itemsize)
+    return Forecast(seconds, weight_bytes(spec, precision), need.peak)
 
 
 def _segment(spec: ModelSpec, plan: Plan) -> Segment:
     return segment_for(spec.autoencoder, spec.text_encoder.max_tokens, plan.size, plan.references)
 
 
+def weight_bytes(spec: ModelSpec, precision: Precision) -> int:
+    """Of all networks, as far as they are loaded."""
+    numbers, element = num_parameters(spec), compute_dtype(precision).itemsize
+    if precision not in QUANTIZED:
+        return element * numbers
+    in_eight_bits = sum(
+        network.get_parameter(f"{name}.weight").numel()
+        for network in _networks(spec)
+        for *_, name in quantizable(network)
+    )
+    return element * (numbers - in_eight_bits) + in_eight_bits
+
+
 def num_parameters(spec: ModelSpec) -> int:
     """Of all networks, as far as they are loaded."""
+    return sum(parameter.numel() for network in _networks(spec) for parameter in network.parameters())
+
+
+def _networks(spec: ModelSpec) -> tuple[nn.Module, ...]:
     with torch.device("meta"):
-        networks: tuple[nn.Module, ...] = (
-            Flux2Transformer(spec.transformer), TextEncoder(spec.text_encoder), Autoencoder(spec.autoencoder)
-        )  # fmt: skip
-    return sum(parameter.numel() for network in networks for parameter in network.parameters())
+        return Flux2Transformer(spec.transformer), TextEncoder(spec.text_encoder), Autoencoder(spec.autoencoder)
 
 
-def _step_seconds(spec: ModelSpec, segment: Segment, branches: int, device: torch.device, dtype: torch.dtype) -> float:
+def _step_seconds(
+    spec: ModelSpec, segment: Segment, branches: int, device: torch.device, precision: Precision
+) -> float:
     transformer = spec.transformer
     packing = pack([segment] * branches, transformer, device=device)
     text, stream = (branches * number for number in (segment.num_text, segment.num_stream))
     width = transformer.hidden_size
 
     def rows(count: int) -> Tensor:
-        return torch.randn(count, width, device=device, dtype=dtype)
+        return torch.randn(count, width, device=device, dtype=compute_dtype(precision))
 
     mods = [Modulated(*(rows(branches) for _ in range(3))) for _ in range(2)]
     none = BlockCaches("", [None] * branches)
     img, txt, x = rows(stream), rows(text), rows(text + stream)
     in_double = _seconds(
-        partial(_random(lambda: DoubleBlock(transformer), device, dtype), img, txt, mods, mods, packing, none), device
+        partial(_random(lambda: DoubleBlock(transformer), device, precision), img, txt, mods, mods, packing, none),
+        device,
     )
     in_single = _seconds(
-        partial(_random(lambda: SingleBlock(transformer), device, dtype), x, mods[0], packing, none), device
+        partial(_random(lambda: SingleBlock(transformer), device, precision), x, mods[0], packing, none), device
     )
     return transformer.num_double_blocks * in_double + transformer.num_single_blocks * in_single
 
@@ -148,28 +167,28 @@ def _text_flops(spec: TextEncoderSpec) -> float:
     return 2.0 * spec.num_layers_needed * spec.max_tokens * per_token
 
 
-def _text_seconds(spec: TextEncoderSpec, device: torch.device, dtype: torch.dtype) -> float:
-    layer = _random(lambda: Layer(spec), device, dtype)
-    x_BLD = torch.randn(1, spec.max_tokens, spec.hidden_size, device=device, dtype=dtype)
+def _text_seconds(spec: TextEncoderSpec, device: torch.device, precision: Precision) -> float:
+    layer = _random(lambda: Layer(spec), device, precision)
+    x_BLD = torch.randn(1, spec.max_tokens, spec.hidden_size, device=device, dtype=compute_dtype(precision))
     turns = rotations(spec.max_tokens, spec, x_BLD)
     seen = visible(torch.ones(1, spec.max_tokens, device=device))
     return spec.num_layers_needed * _seconds(lambda: layer(x_BLD, turns, seen), device)
 
 
-def _autoencoder_seconds(spec: AutoencoderSpec, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+def _autoencoder_seconds(spec: AutoencoderSpec, device: torch.device, precision: Precision) -> tuple[float, float]:
     """Of decoding and of encoding a part of a picture."""
-    network = _random(lambda: Autoencoder(spec), device, dtype)
+    network, dtype = _random(lambda: Autoencoder(spec), device, precision), compute_dtype(precision)
     side = PART_SIDE // spec.pixels_per_token
     latent = torch.randn(1, spec.packed_channels, side, side, device=device, dtype=dtype)
     pixels = torch.randn(1, 3, PART_SIDE, PART_SIDE, device=device, dtype=dtype)
     return _seconds(lambda: network.decode(latent), device), _seconds(lambda: network.encode(pixels), device)
 
 
-def _attention_seconds(spec: AutoencoderSpec, device: torch.device, dtype: torch.dtype) -> float:
+def _attention_seconds(spec: AutoencoderSpec, device: torch.device, precision: Precision) -> float:
     """Of the autoencoder's one attention, for each pair of its cells."""
     channels = spec.base_channels * spec.channel_multipliers[-1]
     cells = 4 * (2 * PART_SIDE // spec.pixels_per_token) ** 2
-    x = torch.randn(1, 1, cells, channels, device=device, dtype=dtype)
+    x = torch.randn(1, 1, cells, channels, device=device, dtype=compute_dtype(precision))
     return _seconds(lambda: F.scaled_dot_product_attention(x, x, x), device) / cells**2
 
 
@@ -180,15 +199,16 @@ def _attention(spec: ModelSpec, size: Size, speeds: Speeds) -> float:
     return speeds.attention * max(0.0, cells**2 - part * cells)
 
 
-def _random(build: Callable[[], Network], device: torch.device, dtype: torch.dtype) -> Network:
-    """A network of random numbers, made where and in the type that it is wanted."""
+def _random(build: Callable[[], Network], device: torch.device, precision: Precision) -> Network:
+    """A network of random numbers, made where and in the numbers that it is wanted."""
     with torch.device("meta"):
         network = build()
-    network = network.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    network = network.to(compute_dtype(precision)).to_empty(device=device).requires_grad_(False).eval()
     for parameter in network.parameters():
         parameter.normal_(std=0.02)
     for name, buffer in network.named_buffers():
         buffer.fill_(1.0 if name.endswith("running_var") else 0.0)
+    quantize(network, precision)
     return network
 
 

@@ -12,6 +12,7 @@ import torch
 
 from kleinbild.core.errors import RequestError
 from kleinbild.core.metadata import Record
+from kleinbild.core.precision import Precision, choose_precision
 from kleinbild.core.requests import PictureRequest, replay_request
 from kleinbild.engine import machine
 from kleinbild.engine.batcher import Batcher, OnStep
@@ -20,14 +21,15 @@ from kleinbild.engine.prepare import size_range
 from kleinbild.model.weights import Model, load_model
 
 FREE_SHARE = 0.9
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Engine:
     """One loaded model. `device` and `dtype` say what was chosen, `load_seconds` what loading took.
 
     Without `device`: CUDA if there is one, else Apple's GPU (mps), else the CPU. Without `dtype`: float32 for small
-    models, bfloat16 for those with billions of parameters. Thread-safe: one pass at a time, others wait.
+    models, bfloat16 for those with billions of parameters. "int8" and "fp8" have the linear layers of all blocks in
+    eight bits, and bfloat16 elsewhere; where they do not work, `notes` say so, and it is bfloat16. Thread-safe: one
+    pass at a time, others wait.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class Engine:
     ) -> None:
         begun = time.perf_counter()
         self.name = str(model)
-        self.model: Model = load_model(model, device=choose_device(device), dtype=choose_dtype(dtype))
+        self.model: Model = load_model(model, device=choose_device(device), precision=choose_precision(dtype))
         self.sizes = size_range(self.model.settings, self.model.spec)
         self.load_seconds = time.perf_counter() - begun
         self._batcher = Batcher(self.model)
@@ -50,8 +52,14 @@ class Engine:
         return self.model.device
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
+    def dtype(self) -> Precision:
+        """ "float32", "bfloat16", "int8" or "fp8"."""
+        return self.model.precision
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What came out otherwise than asked for."""
+        return self.model.notes
 
     def generate(self, request: PictureRequest, *, on_step: OnStep | None = None) -> Picture:
         """The picture that `request` asks for. `on_step(done, total)` is called after each step."""
@@ -84,7 +92,7 @@ class Engine:
         """
         ours = {
             "weights": self.model.fingerprint,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": self.dtype,
             "device": self.device.type,
         }
         then = {"weights": record.fingerprint, "dtype": record.dtype, "device": record.device}
@@ -138,11 +146,3 @@ def kernels(device: torch.device) -> str:
     if device.type == "cuda":
         return f"torch {torch.__version__} cuda {torch.version.cuda} {torch.cuda.get_device_name(device)}"
     return f"torch {torch.__version__} {device.type} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def choose_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """The number type asked for. Raises RequestError for one that the models are not run in."""
-    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if dtype is not None and chosen not in DTYPES.values():
-        raise RequestError(f"{dtype} is not a type that models run in", f"use {' or '.join(DTYPES)}")
-    return chosen

@@ -38,9 +38,8 @@ class Worker:
     def serve(self, inbox: queue.SimpleQueue[ToWorker | None]) -> None:
         """Until None arrives: whoever started this process has gone."""
         model = self.engine.model
-        dtype = str(model.dtype).removeprefix("torch.")
         load = self.engine.load_seconds
-        self.send(Ready(self.engine.name, model.fingerprint, model.device.type, dtype, self.kernels, load))
+        self.send(Ready(self.engine.name, model.fingerprint, model.device.type, model.precision, self.kernels, load))
         while True:
             try:
                 message = inbox.get(block=not self.batcher.busy)

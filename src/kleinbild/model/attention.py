@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kleinbild.model import blockwise
 from kleinbild.model.packing import Packing, Run
 
 
@@ -103,7 +104,7 @@ def _attention(q_gLHd: Tensor, k_gLHd: Tensor, v_gLHd: Tensor) -> Tensor:
     if q.requires_grad and q.device.type == "cpu":  # backwards the fused kernel is three times slower there (training)
         weighted: Tensor = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
         return weighted.transpose(1, 2)
-    out: Tensor = F.scaled_dot_product_attention(q, k, v)
+    out: Tensor = blockwise.attention(q, k, v) if blockwise.pays(q, k) else F.scaled_dot_product_attention(q, k, v)
     return out.transpose(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""The transformer with the linear layers of its blocks in 8-bit floating point (e4m3).
+"""Linear layers in 8-bit floating point (e4m3), weights and activations.
 
 A weight gets one scale per output row, once; activations one scale per row, in every product. Results are bfloat16.
 GPUs have such products from compute capability 8.9 on. On a CPU the same rounding is computed in float32: not fast,
@@ -13,30 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from kleinbild.core.errors import ModelError
-from kleinbild.model.linear import Linear
-from kleinbild.model.transformer import Flux2Transformer
 
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
 SMALLEST_SCALE = 1e-12  # for rows of zeros
 FIRST_CAPABILITY = (8, 9)
-
-
-def to_fp8(network: Flux2Transformer) -> Flux2Transformer:
-    """The same network with its blocks' linear layers in fp8; it shares all else with `network`, which stays as it is.
-
-    Raises ModelError where the device has no products of such numbers.
-    """
-    require_fp8(next(network.parameters()).device)
-    with torch.device("meta"):
-        quantized = Flux2Transformer(network.spec)
-    quantized.load_state_dict(network.state_dict(), assign=True)
-    for blocks in (quantized.double_blocks, quantized.single_blocks):
-        for parent in list(blocks.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, Linear):
-                    setattr(parent, name, Fp8Linear(child.weight.detach()))
-    return quantized.requires_grad_(False).eval()
 
 
 def require_fp8(device: torch.device) -> None:

@@ -25,7 +25,10 @@ def test_pictures_of_more_than_a_megapixel(
     made = {"whole": torch.zeros(1), "strips": torch.ones(1)}
     monkeypatch.setattr(decode, "decode_in_strips", lambda autoencoder, latent: made["strips"])
     model = SimpleNamespace(
-        dtype=torch.float32, spec=tiny.SPEC, autoencoder=SimpleNamespace(decode=lambda latent: made["whole"])
+        dtype=torch.float32,
+        precision="float32",
+        spec=tiny.SPEC,
+        autoencoder=SimpleNamespace(decode=lambda latent: made["whole"]),
     )
     sequence = SimpleNamespace(grid=torch.zeros(1, 128, height // 16, width // 16))
     assert torch.equal(decode.decode(model, sequence), made[expected])

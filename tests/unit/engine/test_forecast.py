@@ -27,9 +27,9 @@ def test_a_forecast_of_nano_is_of_the_right_order() -> None:
     engine.generate(asked)
     begun = time.perf_counter()
     plan = Plan(Size(256, 256), (), steps=8, guided=False)
-    speeds = measure(NANO, plan, device=CPU, dtype=torch.float32)
+    speeds = measure(NANO, plan, device=CPU, precision="float32")
     assert time.perf_counter() - begun < 30
-    expected = forecast(NANO, plan, speeds, dtype=torch.float32)
+    expected = forecast(NANO, plan, speeds, precision="float32")
     timings = engine.generate(replace(asked, seed=2)).timings
     actual = timings["denoise"] + timings["decode"]
     assert actual / 3 < expected.seconds["denoise"] + expected.seconds["decode"] < actual * 3
@@ -42,7 +42,7 @@ def test_a_forecast_of_nano_is_of_the_right_order() -> None:
 )
 def test_more_takes_longer_and_needs_more(more: dict[str, object]) -> None:
     less, greater = (
-        forecast(KLEIN_4B, plan, SPEEDS, dtype=torch.bfloat16)
+        forecast(KLEIN_4B, plan, SPEEDS, precision="bfloat16")
         for plan in (PLAN, replace(PLAN, **more))  # type: ignore[arg-type]
     )
     assert greater.total_seconds > 1.3 * less.total_seconds or "references" in more
@@ -53,7 +53,7 @@ def test_more_takes_longer_and_needs_more(more: dict[str, object]) -> None:
 def test_cached_references_save_time() -> None:
     plan = replace(PLAN, references=(Size(1024, 1024),) * 2)
     plain, cached = (
-        forecast(KLEIN_9B, plan, SPEEDS, dtype=torch.bfloat16, caching=caching) for caching in (False, True)
+        forecast(KLEIN_9B, plan, SPEEDS, precision="bfloat16", caching=caching) for caching in (False, True)
     )
     assert cached.seconds["denoise"] < 0.6 * plain.seconds["denoise"]
     assert cached.picture_bytes > plain.picture_bytes

@@ -86,7 +86,7 @@ def test_variants(tmp_path: Path) -> None:
 
 def test_half_the_size(tmp_path: Path) -> None:
     path = tiny.write_model(tmp_path / "source")
-    folder = export_diffusers(str(path), tmp_path / "exported", dtype=torch.bfloat16)
+    folder = export_diffusers(str(path), tmp_path / "exported", precision="bfloat16")
     assert json.loads((folder / "text_encoder" / "config.json").read_text())["dtype"] == "bfloat16"
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     assert file.stat().st_size == pytest.approx(path.stat().st_size / 2, rel=0.05)

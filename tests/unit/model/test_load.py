@@ -135,7 +135,7 @@ def test_a_json_file_of_another_program_is_no_settings(path: Path) -> None:
 
 
 def test_types(path: Path) -> None:
-    model = load_model(path, dtype=torch.bfloat16)
+    model = load_model(path, precision="bfloat16")
     assert {p.dtype for p in model.transformer.parameters()} == {torch.bfloat16}
     assert model.dtype == torch.bfloat16
 
@@ -153,7 +153,7 @@ def test_weights_of_the_wanted_type_are_mapped_not_copied(path: Path) -> None:
 
 def test_the_fingerprint_is_of_the_weights(path: Path, tmp_path: Path) -> None:
     own = load_model(path).fingerprint
-    assert load_model(path, dtype=torch.bfloat16).fingerprint == own
+    assert load_model(path, precision="bfloat16").fingerprint == own
     assert load_model(export_diffusers(str(path), tmp_path / "exported")).fingerprint == own
 
     def by_little(state: dict[str, Tensor]) -> None:
@@ -187,11 +187,11 @@ def test_gguf_quantized(path: Path, kind: gguf.GGMLQuantizationType, limit: floa
     assert len(quantized) > 15
     tiny.write_gguf(path.with_suffix(".gguf"), state, dict.fromkeys(quantized, kind))
     path.unlink()
-    for dtype in (torch.float32, torch.bfloat16):
-        loaded = load_model(path.with_suffix(".gguf"), dtype=dtype).transformer.state_dict()
+    for precision in ("float32", "bfloat16"):
+        loaded = load_model(path.with_suffix(".gguf"), precision=precision).transformer.state_dict()
         for name, tensor in state.items():
             error = (loaded[name].float() - tensor).norm() / tensor.norm()
-            assert error < (limit if name in quantized else 1e-6) + (4e-3 if dtype == torch.bfloat16 else 0), name
+            assert error < (limit if name in quantized else 1e-6) + (4e-3 if precision == "bfloat16" else 0), name
 
 
 def test_gguf_k_quants(path: Path) -> None:

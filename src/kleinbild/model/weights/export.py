@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -37,13 +37,14 @@ from kleinbild.model.weights.sources import find_parts, resolve
 from kleinbild.model.weights.variants import MODEL_INDEX, read_json
 
 
-def export_diffusers(model_name: str, folder: Path, *, dtype: torch.dtype | None = None) -> Path:
-    """Writes the model to `folder`, which must be new or empty, in `dtype` or the type that it is run in.
+def export_diffusers(model_name: str, folder: Path, *, precision: Literal["float32", "bfloat16"] | None = None) -> Path:
+    """Writes the model to `folder`, which must be new or empty, in float32 or bfloat16: by default the type that
+    it is run in.
 
     The text encoder is written as far as it is needed. Raises OutputError where the folder cannot be written.
     """
     entry, path = resolve(model_name)
-    model = load_model(model_name, dtype=dtype)
+    model = load_model(model_name, precision=precision)
     tokenizer = find_parts(path, entry.variant if entry else None).tokenizer
     assert tokenizer is not None  # the model is loaded
     try:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from kleinbild.core.errors import WeightsError
+from kleinbild.core.precision import Precision
 from kleinbild.model.autoencoder import Autoencoder
+from kleinbild.model.precision import QUANTIZED, compute_dtype, prove, quantizable
 from kleinbild.model.spec import ModelSpec
 from kleinbild.model.text_encoder import TextEncoder
 from kleinbild.model.tokenizer import PromptTokenizer
@@ -41,6 +44,7 @@ class Model:
     """A model ready to run: networks in eval mode, without gradients, on one device, and what is needed around them.
 
     `fingerprint` is the same wherever and in whatever layout the same weights lie, whatever type they are loaded in.
+    `notes` say what came out otherwise than asked for.
     """
 
     name: str
@@ -51,14 +55,23 @@ class Model:
     autoencoder: Autoencoder
     tokenizer: PromptTokenizer
     device: torch.device
-    dtype: torch.dtype
+    precision: Precision
     fingerprint: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that latents, contexts and pictures are handed to the networks in."""
+        return compute_dtype(self.precision)
 
 
 def load_model(
-    name_or_path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    name_or_path: str | Path, *, device: torch.device | str = "cpu", precision: Precision | None = None
 ) -> Model:
-    """A known model, or the one in a weight file or folder. Without `dtype`: float32 if small, else bfloat16.
+    """A known model, or the one in a weight file or folder. Without `precision`: float32 if small, else bfloat16.
+
+    A precision of eight bits that this device gets wrong is not used: the model is in bfloat16 then, and says so in
+    its `notes`.
 
     Raises UnknownModelError, MissingWeightsError where parts are not on this machine, and WeightsError where a file is
     damaged, does not fit, or holds NaN or infinity.
@@ -66,20 +79,29 @@ def load_model(
     name, parts = locate_parts(name_or_path)
     spec = model_spec(parts)
     device, digest = torch.device(device), hashlib.sha256()
-    dtype = dtype or default_dtype(spec)
+    precision = precision or default_precision(spec)
+    notes: tuple[str, ...] = ()
+    if problem := prove(precision, device):
+        notes = (f"bfloat16 instead of {precision}, which does not work here: {problem}",)
+        precision = "bfloat16"
     components = parts.components
     assert parts.tokenizer is not None  # `locate_parts` has seen to it
     return Model(
         name=name,
         spec=spec,
         settings=parts.settings,
-        transformer=load_network(Flux2Transformer, spec.transformer, components["transformer"], device, dtype, digest),
-        text_encoder=load_network(TextEncoder, spec.text_encoder, components["text_encoder"], device, dtype, digest),
-        autoencoder=load_network(Autoencoder, spec.autoencoder, components["autoencoder"], device, dtype, digest),
+        transformer=load_network(
+            Flux2Transformer, spec.transformer, components["transformer"], device, precision, digest
+        ),
+        text_encoder=load_network(
+            TextEncoder, spec.text_encoder, components["text_encoder"], device, precision, digest
+        ),
+        autoencoder=load_network(Autoencoder, spec.autoencoder, components["autoencoder"], device, precision, digest),
         tokenizer=_load_tokenizer(parts.tokenizer, spec.text_encoder.max_tokens),
         device=device,
-        dtype=dtype,
+        precision=precision,
         fingerprint=digest.hexdigest()[:16],
+        notes=notes,
     )
 
 
@@ -88,39 +110,62 @@ def load_network(
     spec: Spec,
     component: Component,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    precision: Precision = "float32",
     digest: hashlib._Hash | None = None,
 ) -> Network:
     """One network from its files. `digest`, if given, takes in the weights for the fingerprint."""
     require_fit(component, spec)
     shapes, sources, state = expected_shapes(spec), sources_of(component, spec), {}
+    with torch.device("meta"):
+        built = network(spec)
+    quantized = {}
+    if make := QUANTIZED.get(precision):
+        quantized = {f"{name}.weight": partial(setattr, parent, child) for parent, child, name in quantizable(built)}
     with ExitStack() as stack, torch.no_grad():
-        read = _reader(component, stack)
+        read = _reader(component, stack, keep=make is None)
         for ours in shapes:  # in this order in every layout, for the fingerprint
             tensor = to_ours(sources[ours], read)
             _require_finite(component, ours, tensor)
             if digest is not None:
                 digest.update(f"{ours} {shapes[ours]}".encode())
                 digest.update(_sample(tensor))
-            state[ours] = tensor.to(device=device, dtype=dtype)
-    with torch.device("meta"):
-        built = network(spec)
-    for name in built.state_dict().keys() - state.keys():  # BatchNorm's counter, which nothing reads
-        state[name] = torch.zeros((), dtype=torch.long)
+            if make is not None and ours in quantized:
+                quantized[ours](make(tensor.to(device)))
+            else:
+                state[ours] = tensor.to(device=device, dtype=compute_dtype(precision))
+            del tensor  # its file's pages, before the next
+    for name, tensor in built.state_dict().items():  # what was quantized is in its place
+        if name not in state:
+            state[name] = tensor if not tensor.is_meta else torch.zeros((), dtype=torch.long)  # BatchNorm's counter
     built.load_state_dict(state, assign=True)
     return built.to(device).requires_grad_(False).eval()
 
 
-def _reader(component: Component, stack: ExitStack) -> Callable[[str], Tensor]:
-    """A function from a tensor's name to the tensor; files stay open until the stack is left."""
+def _reader(component: Component, stack: ExitStack, *, keep: bool) -> Callable[[str], Tensor]:
+    """A function from a tensor's name to the tensor. With `keep` files stay open, mapped, until the stack is left.
+
+    Without, each tensor has a mapping of its own: what was read of a file does not stay in memory until its end.
+    """
     paths = component.stored.paths
     if component.stored.container == "gguf":
         return gguf_reader(paths)
+    tensors = component.stored.tensors
+    if not keep:
+        return lambda name: _read_alone(tensors[name].path, name, component)
     try:
         files = {path: stack.enter_context(safe_open(path, framework="pt")) for path in paths}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{component.place} cannot be read: {error}", "fetch it again") from error
-    return lambda name: files[component.stored.tensors[name].path].get_tensor(name)
+    return lambda name: files[tensors[name].path].get_tensor(name)
+
+
+def _read_alone(path: Path, name: str, component: Component) -> Tensor:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{component.place} cannot be read: {error}", "fetch it again") from error
 
 
 def _require_finite(component: Component, name: str, tensor: Tensor) -> None:
@@ -139,10 +184,10 @@ def _sample(tensor: Tensor) -> bytes:
     return flat.float().contiguous().numpy().tobytes()
 
 
-def default_dtype(spec: ModelSpec) -> torch.dtype:
+def default_precision(spec: ModelSpec) -> Precision:
     """float32 for small models, bfloat16 for those with billions of parameters."""
     parameters = sum(torch.Size(shape).numel() for shape in expected_shapes(spec.transformer).values())
-    return torch.bfloat16 if parameters >= LARGE else torch.float32
+    return "bfloat16" if parameters >= LARGE else "float32"
 
 
 def _load_tokenizer(folder: Path, max_tokens: int) -> PromptTokenizer:
