@@ -40,7 +40,8 @@ def step_flops(spec: TransformerSpec, segment: Segment) -> int:
     num_blocks = spec.num_double_blocks + spec.num_single_blocks
     keys = segment.num_text + segment.num_image + segment.num_references
     ends = stream * 2 * spec.in_channels * width + text * spec.context_size * width
-    return 2 * ((text + stream) * (per_row * num_blocks + 2 * keys * width * num_blocks) + ends)
+    not_needed = text * (width + mlp) * width  # the text's rows of the last product
+    return 2 * ((text + stream) * (per_row * num_blocks + 2 * keys * width * num_blocks) + ends - not_needed)
 
 
 def need(spec: ModelSpec, segment: Segment, num_branches: int, size: Size, element: int) -> Need:
@@ -53,7 +54,7 @@ def need(spec: ModelSpec, segment: Segment, num_branches: int, size: Size, eleme
     held += element * segment.num_references * transformer.in_channels
     rows = num_branches * (segment.num_text + segment.num_image + segment.num_references)
     # The widest moment is in a single block: fused rows, their products, queries and keys turned in float32.
-    per_row = element * (6 * width + 4 * transformer.mlp_size) + FLOAT32 * 4 * width
+    per_row = element * (6 * width + 4 * transformer.mlp_size) + FLOAT32 * 5 * width
     return Need(held, int(STEP_FACTOR * rows * per_row), decode_bytes(spec.autoencoder, size, element))
 
 

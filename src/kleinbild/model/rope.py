@@ -32,17 +32,17 @@ def image_ids(rows: int, columns: int, reference: int | None = None) -> Tensor:
 
 
 def rotations(ids_NA: Tensor, axes: tuple[int, ...], theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (N, 1, p) of every token's angles, float32, ready to broadcast over heads."""
+    """Cosines and sines (N, 1, 1, p) of every token's angles, float32, ready to broadcast over queries, keys and heads."""
     angles = []
     for axis, width in enumerate(axes):
         exponents = torch.arange(0, width, 2, dtype=torch.float64, device=ids_NA.device) / width
         angles.append(ids_NA[:, axis, None].double() * theta**-exponents)
-    angles_N1p = torch.cat(angles, dim=-1).unsqueeze(1)
-    return angles_N1p.cos().float(), angles_N1p.sin().float()
+    angles_N11p = torch.cat(angles, dim=-1)[:, None, None]
+    return angles_N11p.cos().float(), angles_N11p.sin().float()
 
 
-def rotate(x_NHd: Tensor, cos_N1p: Tensor, sin_N1p: Tensor) -> Tensor:
-    """Rotates each pair of channels of queries or keys; computed in float32, returned in the type of `x`."""
-    real, imaginary = x_NHd.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((real * cos_N1p - imaginary * sin_N1p, real * sin_N1p + imaginary * cos_N1p), dim=-1)
-    return turned.flatten(-2).to(x_NHd.dtype)
+def rotate(x_N2Hd: Tensor, cos_N11p: Tensor, sin_N11p: Tensor) -> Tensor:
+    """Rotates each pair of channels of queries and keys, in float32."""
+    real, imaginary = x_N2Hd.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((real * cos_N11p - imaginary * sin_N11p, real * sin_N11p + imaginary * cos_N11p), dim=-1)
+    return turned.flatten(-2)

@@ -79,25 +79,46 @@ def modulate(x_ND: Tensor, shift_RD: Tensor, scale_RD: Tensor, source: RowSource
     return torch.addcmul(source.expand(shift_RD), normalize(x_ND), source.expand(1 + scale_RD))
 
 
+def gated(x_ND: Tensor, gate_RD: Tensor, change_ND: Tensor, source: RowSource) -> Tensor:
+    return torch.addcmul(x_ND, source.expand(gate_RD), change_ND)
+
+
 def swiglu(x: Tensor) -> Tensor:
     gate, value = x.chunk(2, dim=-1)
     return silu(gate) * value
 
 
+def beside(attended_ND: Tensor, mlp_N: Tensor) -> Tensor:
+    """Attention's rows and `swiglu` of the other ones side by side, without copying the latter where none need gradients."""
+    if torch.is_grad_enabled():
+        return torch.cat((attended_ND, swiglu(mlp_N)), dim=-1)
+    gate, value = mlp_N.chunk(2, dim=-1)
+    width = attended_ND.shape[-1]
+    both = mlp_N.new_empty(len(mlp_N), width + gate.shape[-1])
+    both[:, :width] = attended_ND
+    torch.mul(silu(gate), value, out=both[:, width:])
+    return both
+
+
 class RMSNorm(nn.Module):
+    """Holds the scale; `QKNorm` applies it."""
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(size))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype), NORM_EPS)
-
 
 class QKNorm(nn.Module):
+    """Queries and keys (rows, 2, H, d), each scaled by its own numbers; float32."""
+
     def __init__(self, head_dim: int) -> None:
         super().__init__()
         self.query_norm = RMSNorm(head_dim)
         self.key_norm = RMSNorm(head_dim)
+
+    def forward(self, qk_N2Hd: Tensor) -> Tensor:
+        scale_21d = torch.stack((self.query_norm.scale, self.key_norm.scale)).unsqueeze(1)
+        return F.rms_norm(qk_N2Hd.float(), qk_N2Hd.shape[-1:], eps=NORM_EPS) * scale_21d
 
 
 class TimeEmbedder(nn.Module):
@@ -144,8 +165,9 @@ def split_qkv(
     qkv_N: Tensor, num_heads: int, norm: QKNorm, rotations: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fused rows to normalised, rotated queries and keys, and values, each (rows, H, d)."""
-    q_NHd, k_NHd, v_NHd = qkv_N.unflatten(-1, (3, num_heads, -1)).unbind(1)
-    return rotate(norm.query_norm(q_NHd), *rotations), rotate(norm.key_norm(k_NHd), *rotations), v_NHd
+    qk_N2Hd, v_N1Hd = qkv_N.unflatten(-1, (3, num_heads, -1)).split((2, 1), dim=1)
+    q_NHd, k_NHd = rotate(norm(qk_N2Hd), *rotations).to(qkv_N.dtype).unbind(1)
+    return q_NHd, k_NHd, v_N1Hd.squeeze(1)
 
 
 class DoubleBlock(nn.Module):
@@ -182,16 +204,16 @@ class DoubleBlock(nn.Module):
             packing,
             caches,
         )
-        img_ND = img_ND + img_source.expand(img_mod[0].gate) * self.img_attn.proj(img_out.flatten(1))
-        txt_MD = txt_MD + txt_source.expand(txt_mod[0].gate) * self.txt_attn.proj(txt_out.flatten(1))
-        img_ND = img_ND + _mlp(self.img_mlp, img_ND, img_mod[1], img_source)
-        txt_MD = txt_MD + _mlp(self.txt_mlp, txt_MD, txt_mod[1], txt_source)
+        img_ND = gated(img_ND, img_mod[0].gate, self.img_attn.proj(img_out.flatten(1)), img_source)
+        txt_MD = gated(txt_MD, txt_mod[0].gate, self.txt_attn.proj(txt_out.flatten(1)), txt_source)
+        img_ND = gated(img_ND, img_mod[1].gate, _mlp(self.img_mlp, img_ND, img_mod[1], img_source), img_source)
+        txt_MD = gated(txt_MD, txt_mod[1].gate, _mlp(self.txt_mlp, txt_MD, txt_mod[1], txt_source), txt_source)
         return img_ND, txt_MD
 
 
 def _mlp(mlp: nn.ModuleDict, x_ND: Tensor, mod: Modulated, source: RowSource) -> Tensor:
     out: Tensor = mlp["2"](swiglu(mlp["0"](modulate(x_ND, mod.shift, mod.scale, source))))
-    return source.expand(mod.gate) * out
+    return out
 
 
 class SingleBlock(nn.Module):
@@ -204,15 +226,20 @@ class SingleBlock(nn.Module):
         self.linear2 = Linear(spec.hidden_size + spec.mlp_size, spec.hidden_size)
         self.norm = QKNorm(spec.head_dim)
 
-    def forward(self, x_SD: Tensor, mod: Modulated, packing: Packing, caches: BlockCaches) -> Tensor:
+    def forward(
+        self, x_SD: Tensor, mod: Modulated, packing: Packing, caches: BlockCaches, *, last: bool = False
+    ) -> Tensor:
+        """`last`: nothing reads the text rows after this, so that they are left out: (N, D) instead of (S, D)."""
         source = packing.joint_source
         fused = self.linear1(modulate(x_SD, mod.shift, mod.scale, source))
         qkv, mlp = fused.split((3 * self.spec.hidden_size, 2 * self.spec.mlp_size), dim=-1)
         q, k, v = split_qkv(qkv, self.spec.num_heads, self.norm, packing.joint_rotations)
-        attended = attend_joint(q, k, v, packing, caches)
-        out = self.linear2(torch.cat((attended.flatten(1), swiglu(mlp)), dim=-1))
-        gated: Tensor = source.expand(mod.gate) * out
-        return x_SD + gated
+        attended = attend_joint(q, k, v, packing, caches).flatten(1)
+        if last:
+            x_SD, attended, mlp = (image_rows(each, packing) for each in (x_SD, attended, mlp))
+            source = packing.stream_source
+        out = self.linear2(beside(attended, mlp))
+        return gated(x_SD, mod.gate, out, source)
 
 
 class FinalLayer(nn.Module):
@@ -274,8 +301,9 @@ class Flux2Transformer(nn.Module):
             )
         x_SD = interleave(txt_MD, img_ND, packing)
         for i, block in enumerate(self.single_blocks):
-            x_SD = block(x_SD, mods.single, packing, BlockCaches(f"single_blocks.{i}", caches))
-        out: Tensor = self.final_layer(image_rows(x_SD, packing), *mods.final, packing.stream_source)
+            last = i == len(self.single_blocks) - 1
+            x_SD = block(x_SD, mods.single, packing, BlockCaches(f"single_blocks.{i}", caches), last=last)
+        out: Tensor = self.final_layer(x_SD, *mods.final, packing.stream_source)
         return out
 
     def modulations(self, times_R: Tensor) -> Modulations:
