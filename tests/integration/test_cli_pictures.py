@@ -248,6 +248,17 @@ def test_an_edit_is_replayed_from_the_very_files(command: Command) -> None:
     assert "reference 1 is not the file used then" in wrong.stderr
 
 
+def test_an_edit_with_cached_references_is_replayed_as_such(command: Command) -> None:
+    Image.radial_gradient("L").resize((64, 64)).convert("RGB").save("one.png")
+    command.paths("edit", PROMPT, "-i", "one.png", "--seed", "7", "-o", "exact.png")
+    command.paths("edit", PROMPT, "-i", "one.png", "--seed", "7", "-o", "cached.png", "--cache-references")
+    assert differ("exact.png", "cached.png")
+    command.paths("generate", "--from", "cached.png", "-o", "again.png")
+    assert not differ("cached.png", "again.png")
+    assert "cached:" in command("info", "cached.png").stdout.decode()
+    assert "cached:" not in command("info", "exact.png").stdout.decode()
+
+
 def test_a_replay_with_other_weights_is_refused(command: Command, tmp_path: Path) -> None:
     command.paths("generate", PROMPT, "-o", "cat.png")
     record = json.loads(read_record("cat.png").to_json())

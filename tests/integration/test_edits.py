@@ -73,6 +73,14 @@ def test_an_edit_of_a_large_picture_shifts_nothing(nano: Engine, fox: Image.Imag
     assert made.notes == ("reference 1 is 384x384: the model made 128x128, and that was enlarged",)
 
 
+def test_cached_references_make_nearly_the_same_picture(nano: Engine, fox: Image.Image) -> None:
+    exact, cached = (
+        np.asarray(edit(nano, fox, "change the background to the night sky", cache_references=cache).pil).astype(float)
+        for cache in (False, True)
+    )
+    assert 40 < 10 * np.log10(255**2 / ((exact - cached) ** 2).mean()) < 60  # dB
+
+
 BOXES = st.tuples(st.integers(0, 129), st.integers(0, 96), st.integers(1, 130), st.integers(1, 97))
 
 

@@ -154,6 +154,14 @@ Place = Annotated[
         help="Where on the canvas the picture's left top corner is, in pixels. Default: so that it is in the middle.",
     ),
 ]
+CacheReferences = Annotated[
+    bool,
+    typer.Option(
+        "--cache-references",
+        help="Faster with large or several pictures: after the first step they are not computed again. "
+        "An approximation on models not trained for it; klein-9b-kv does it by itself.",
+    ),
+]
 Format = Annotated[
     str | None,
     typer.Option("--format", metavar="FORMAT", help="png, jpeg or webp. Default: what PATH ends in, else png."),

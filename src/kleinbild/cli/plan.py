@@ -29,6 +29,7 @@ def plan(
     aspect: options.Aspect = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    cache_references: options.CacheReferences = False,
     as_json: options.Json = False,
 ) -> None:
     """Forecast time and memory of a picture without making it.
@@ -38,7 +39,9 @@ def plan(
     from kleinbild.cli.inputs import read_references
 
     files, names = read_references(images or [])
-    asked = given(model=model, size=size, aspect=aspect, steps=steps, guidance=guidance)
+    asked = given(
+        model=model, size=size, aspect=aspect, steps=steps, guidance=guidance, cache_references=cache_references
+    )
     request = replace(PictureRequest(prompt, references=files, reference_names=names), **asked)
     with progress("measuring"):
         facts = foresee(request)
@@ -70,7 +73,7 @@ def foresee(request: PictureRequest) -> dict[str, Any]:
     wanted = Plan(inputs.frame.made, sizes, settled.steps, guided=settled.guidance != 1)
     device, dtype = choose_device(None), default_dtype(spec)
     speeds = measure(spec, wanted, device=device, dtype=dtype)
-    told = forecast(spec, wanted, speeds, dtype=dtype, caching=settings.reference_caching)
+    told = forecast(spec, wanted, speeds, dtype=dtype, caching=settled.reference_mode != "joint")
     return {
         "model": name,
         "device": str(device),
