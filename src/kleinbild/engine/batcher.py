@@ -260,10 +260,17 @@ class Batcher:
             torch.cuda.synchronize(self.model.device)
         self._account(jobs, time.perf_counter() - begun)
         for job in jobs:
-            sequence, every = job.running, job.terms.preview_every
-            wanted = every and sequence.step % every == 0 and not sequence.finished
-            preview = self._previewer.png(sequence.estimate) if wanted else None
-            job.listener.event(Stepped(job.id, sequence.step, sequence.num_steps, preview))
+            job.listener.event(Stepped(job.id, job.running.step, job.running.num_steps, self._preview(job)))
+
+    def _preview(self, job: Job) -> bytes | None:
+        """What the step just taken was heading for, if that is wanted now. None, too, where it cannot be drawn."""
+        sequence, every = job.running, job.terms.preview_every
+        if not every or sequence.step % every or sequence.finished:
+            return None
+        try:
+            return self._previewer.png(sequence.estimate)
+        except Exception:  # noqa: BLE001 - out of memory, above all: the picture is worth more than its preview
+            return None
 
     def _account(self, jobs: list[Job], seconds: float) -> None:
         flops = {id(job): self._flops(job) for job in jobs}
