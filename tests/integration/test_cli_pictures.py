@@ -175,6 +175,18 @@ def test_json_tells_all_of_a_picture(command: Command) -> None:
     assert told["record"] == json.loads(read_record("cat.jpg").to_json())
 
 
+def test_json_tells_what_was_rounded_or_scaled(command: Command) -> None:
+    Image.radial_gradient("L").resize((301, 270)).convert("RGB").save("large.png")
+    rounded = ["generate", PROMPT, "--size", "70x100"]
+    scaled = ["edit", PROMPT, "-i", "large.png"]
+    for arguments, words in ((rounded, "70x100 was rounded to 64x96"), (scaled, "reference 1 (large.png) is 301x270")):
+        result = command(*arguments, "--steps", "1", "--json")
+        (note,) = json.loads(result.stdout)["notes"]
+        assert words in note
+        assert note in result.stderr
+    assert json.loads(command("generate", PROMPT, "--steps", "1", "--json").stdout)["notes"] == []
+
+
 def test_json_of_several_is_an_array(command: Command) -> None:
     told = json.loads(command("generate", PROMPT, "-n", "2", "--seed", "7", "--json").stdout)
     assert [picture["path"] for picture in told] == command.files

@@ -24,9 +24,9 @@ A line that starts with no command is a prompt: `kleinbild "a fox on a mint back
 mistyped command.
 
 **Results go to stdout, everything else to stderr.** Results are the paths of the pictures, one a line; with `--json` an
-object for each (an array where `-n` asks for more than one) with `path`, `seed`, `model`, `size`, `steps`, `timings`
-(seconds by stage) and `record` (what stands inside the file). The seed is always told on stderr. Colours and the
-progress bar appear on terminals only; `NO_COLOR` is respected.
+object for each (an array where `-n` asks for more than one) with `path`, `seed`, `model`, `size`, `steps`, `notes` (what
+was rounded or scaled, in words), `timings` (seconds by stage) and `record` (what stands inside the file). The seed is
+always told on stderr. Colours and the progress bar appear on terminals only; `NO_COLOR` is respected.
 
 **Where pictures go.** Without `-o`, into the current folder as `PROMPT-SEED.png`; a name that is taken gets `-2`, `-3`, ….
 `-o FILE` is overwritten. `-o DIR` (a folder that exists, or a path that ends in `/`, which is made) puts names as above
