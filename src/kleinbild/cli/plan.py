@@ -9,9 +9,9 @@ import typer
 
 from kleinbild.cli import options
 from kleinbild.cli.doctor import duration
-from kleinbild.cli.models import gigabytes
 from kleinbild.cli.pictures import given
 from kleinbild.cli.terminal import progress, result, result_json
+from kleinbild.core.amounts import gigabytes
 from kleinbild.core.errors import MissingWeightsError
 from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size

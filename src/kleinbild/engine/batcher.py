@@ -20,6 +20,7 @@ from typing import Protocol
 
 import torch
 
+from kleinbild.core.amounts import gigabytes
 from kleinbild.core.errors import CancelledError, CapacityError, DeadlineError, KleinbildError
 from kleinbild.core.messages import SHARES, Decoding, Encoding, Event, Queued, Stepped, Terms
 from kleinbild.core.requests import PictureRequest
@@ -145,7 +146,7 @@ class Batcher:
         needed = self._need(prepared)
         if self.memory_bytes is not None and needed.peak > self.memory_bytes:
             raise CapacityError(
-                f"the picture needs {_gigabytes(needed.peak)} beside the weights, {_gigabytes(self.memory_bytes)} are there",
+                f"the picture needs {gigabytes(needed.peak)} beside the weights, {gigabytes(self.memory_bytes)} are there",
                 "ask for a smaller one, or for fewer references",
             )
         return Job(name, prepared, terms, listener, needed, watch, next(self._numbers), self._time())
@@ -355,7 +356,3 @@ def _in_words(error: Exception, job: Job) -> Exception:
 
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:.2f} MB"
