@@ -4,7 +4,8 @@
 
 Ours and diffusers' pictures take turns, so that a noisy machine disturbs both alike; medians are printed. Our caches of
 prompts and references are off, since diffusers has none; what they bring is a row of its own. `packed8_vs_serial`: pictures
-a second of eight requests at once, over eight in turn.
+a second of eight requests at once, over eight in turn. `preview_share_of_step`: seconds of a preview over those of a step;
+the first preview also fits its map, once a model.
 """
 
 from __future__ import annotations
@@ -19,9 +20,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from kleinbild.engine.runtime import Engine
 
 PROMPT, EDIT = "a fox on a mint background", "change the background to the night sky"
 EIGHT = ("cat", "dog", "fox", "pig", "frog", "car", "rose", "owl")
@@ -74,6 +80,7 @@ def warm(folder: Path, repeats: int, threads: int) -> dict[str, float]:
     from kleinbild.core.requests import PictureRequest
     from kleinbild.engine.batcher import Batcher
     from kleinbild.engine.caches import Caches
+    from kleinbild.engine.preview import fit
     from kleinbild.engine.runtime import Engine
     from kleinbild.model.weights import export_diffusers
 
@@ -127,8 +134,39 @@ def warm(folder: Path, repeats: int, threads: int) -> dict[str, float]:
     figures["eight_packed_seconds"] = statistics.median(packed for packed, _ in turns)
     figures["eight_serial_seconds"] = statistics.median(serial for _, serial in turns)
     figures["packed8_vs_serial"] = figures["eight_serial_seconds"] / figures["eight_packed_seconds"]
+    figures["preview_share_of_step"] = preview_share(engine, 128, repeats)
+    figures["preview_share_of_step_512"] = preview_share(engine, 512, repeats)
+    figures["preview_fit_seconds"] = seconds_of(lambda: fit(engine.model))
     figures["latency_vs_diffusers"] = figures["text_to_image_diffusers_seconds"] / figures["text_to_image_seconds"]
     return figures
+
+
+def preview_share(engine: Engine, side: int, repeats: int) -> float:
+    """Seconds of a preview over those of a step, taking turns. 512x512 nano is not asked for; it costs what it costs."""
+    import torch
+
+    from kleinbild.core.requests import PictureRequest
+    from kleinbild.core.sizes import Size
+    from kleinbild.engine.caches import Caches
+    from kleinbild.engine.denoise import step
+    from kleinbild.engine.framing import Frame
+    from kleinbild.engine.inputs import Inputs
+    from kleinbild.engine.pipeline import Stopwatch, begin
+    from kleinbild.engine.prepare import prepare
+    from kleinbild.engine.preview import Previewer
+
+    model, previewer = engine.model, Previewer(engine.model)
+    caches = Caches.of(model)
+    prepared = prepare(PictureRequest(PROMPT, seed=1, steps=repeats + 1), model)
+    sized = replace(prepared, inputs=Inputs((), Frame.plain(Size(side, side))))
+    with torch.inference_mode():
+        sequence = begin(model, caches, sized, Stopwatch(model.device))
+        turns = [
+            (seconds_of(lambda: step(model, caches, [sequence])), seconds_of(lambda: previewer.png(sequence.estimate)))
+            for _ in range(sequence.num_steps)
+        ]
+    steps, drawn = (statistics.median(times) for times in zip(*turns[1:], strict=True))  # the first warms up
+    return drawn / steps
 
 
 def report(figures: dict[str, float]) -> None:

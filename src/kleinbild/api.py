@@ -67,6 +67,7 @@ def edit(
     mask: Reference | None = None,
     canvas: str | tuple[int, int] | Size | None = None,
     place: tuple[int, int] | None = None,
+    cache_references: bool = False,
     device: str | None = None,
     dtype: str | None = None,
 ) -> Picture:
@@ -77,6 +78,9 @@ def edit(
     With a `mask`, of the first image's size, only its transparent pixels are made anew; opaque ones stay what they are,
     to the bit. A `canvas` is a larger size: the first image goes to `place` on it (left, top; default the middle), and
     what is around it is made.
+
+    `cache_references` saves time with large or several images: after the first step they are not computed again. That is
+    an approximation on models not trained for it.
     """
     names, files = _files(images)
     mask_name, mask_file = ("", None) if mask is None else _read(mask)
@@ -94,6 +98,7 @@ def edit(
         mask_name,
         _size(canvas),
         _place(place),
+        cache_references,
     )
     return _make(request, device, dtype)
 

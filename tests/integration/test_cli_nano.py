@@ -82,4 +82,11 @@ def test_plan_forecasts_without_making_anything(
     assert (facts["model"], facts["dtype"]) == ("klein-9b", "bfloat16")
     assert facts["weight_bytes"] > 28e9
     assert run(["plan", "a spaceship on red"]) == 2
+    Image.new("RGB", (64, 64)).save(tmp_path / "red.png")
+    edit = ["plan", "change the background to blue", "-i", "red.png", "--json"]
+    assert run(edit) == 0
+    exact = json.loads(capsys.readouterr().out)["picture_bytes"]
+    assert run([*edit, "--cache-references"]) == 0
+    assert json.loads(capsys.readouterr().out)["picture_bytes"] > exact  # the keys and values
+    (tmp_path / "red.png").unlink()
     assert list(tmp_path.iterdir()) == []

@@ -175,6 +175,18 @@ def test_json_tells_all_of_a_picture(command: Command) -> None:
     assert told["record"] == json.loads(read_record("cat.jpg").to_json())
 
 
+def test_json_tells_what_was_rounded_or_scaled(command: Command) -> None:
+    Image.radial_gradient("L").resize((301, 270)).convert("RGB").save("large.png")
+    rounded = ["generate", PROMPT, "--size", "70x100"]
+    scaled = ["edit", PROMPT, "-i", "large.png"]
+    for arguments, words in ((rounded, "70x100 was rounded to 64x96"), (scaled, "reference 1 (large.png) is 301x270")):
+        result = command(*arguments, "--steps", "1", "--json")
+        (note,) = json.loads(result.stdout)["notes"]
+        assert words in note
+        assert note in result.stderr
+    assert json.loads(command("generate", PROMPT, "--steps", "1", "--json").stdout)["notes"] == []
+
+
 def test_json_of_several_is_an_array(command: Command) -> None:
     told = json.loads(command("generate", PROMPT, "-n", "2", "--seed", "7", "--json").stdout)
     assert [picture["path"] for picture in told] == command.files
@@ -246,6 +258,17 @@ def test_an_edit_is_replayed_from_the_very_files(command: Command) -> None:
     wrong = command("generate", "--from", "originals/edit.png", "-i", "one.png")
     assert wrong.code == 2
     assert "reference 1 is not the file used then" in wrong.stderr
+
+
+def test_an_edit_with_cached_references_is_replayed_as_such(command: Command) -> None:
+    Image.radial_gradient("L").resize((64, 64)).convert("RGB").save("one.png")
+    command.paths("edit", PROMPT, "-i", "one.png", "--seed", "7", "-o", "exact.png")
+    command.paths("edit", PROMPT, "-i", "one.png", "--seed", "7", "-o", "cached.png", "--cache-references")
+    assert differ("exact.png", "cached.png")
+    command.paths("generate", "--from", "cached.png", "-o", "again.png")
+    assert not differ("cached.png", "again.png")
+    assert "cached:" in command("info", "cached.png").stdout.decode()
+    assert "cached:" not in command("info", "exact.png").stdout.decode()
 
 
 def test_a_replay_with_other_weights_is_refused(command: Command, tmp_path: Path) -> None:

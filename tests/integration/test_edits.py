@@ -14,13 +14,14 @@ from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size
 from kleinbild.engine.decode import to_image
 from kleinbild.engine.encode import encode_picture
-from kleinbild.engine.framing import frame_for
+from kleinbild.engine.framing import Frame, frame_for
 from kleinbild.engine.picture import Picture
 from kleinbild.engine.runtime import Engine
 from tests.shift import shift
 
 SAME = "change the background to mint"  # what it is already
 SIZES = [(128, 128), (121, 117), (130, 97), (97, 130), (255, 90), (301, 299), (601, 431), (47, 40)]
+OTHER_SHAPES = [(200, 133), (97, 150), (300, 260), (257, 129)]
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +44,17 @@ def edit(nano: Engine, image: Image.Image, prompt: str = SAME, steps: int | None
     return nano.generate(PictureRequest(prompt, seed=2, steps=steps, references=(encoded(image),), **fields))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("size", SIZES)
+def framed(nano: Engine, size: tuple[int, int]) -> Frame:
+    return frame_for(Size(*size), "it", nano.sizes, nano.model.settings.default_size**2)
+
+
+@pytest.mark.parametrize("size", SIZES + OTHER_SHAPES)
 def test_a_picture_through_frame_and_autoencoder_is_where_it_was(
     nano: Engine, fox: Image.Image, size: tuple[int, int]
 ) -> None:
     """An edit that changes nothing at all."""
     image = fox.resize(size, Image.Resampling.LANCZOS)
-    frame = frame_for(Size(*size), "it", nano.sizes, nano.model.settings.default_size**2)
+    frame = framed(nano, size)
     latent = encode_picture(nano.model, frame.into(image))
     back = frame.out_of(to_image(nano.model.autoencoder.decode(latent)))
     assert back.size == size
@@ -65,12 +70,39 @@ def test_an_edit_to_what_it_is_already_shifts_nothing(nano: Engine, fox: Image.I
     assert shift(image, made) <= 0.5
 
 
+@pytest.mark.parametrize("size", OTHER_SHAPES)
+def test_an_edit_of_another_shape_shifts_nothing(nano: Engine, fox: Image.Image, size: tuple[int, int]) -> None:
+    """With the fox where nano would paint it, and as large, in what the model makes."""
+    content = framed(nano, size).content
+    ground = Image.new("RGB", (content.width, content.height), fox.getpixel((0, 0)))
+    ground.paste(fox, (0, 0))
+    image = ground.resize(size, Image.Resampling.LANCZOS)
+    assert shift(image, edit(nano, image).pil) <= 0.5
+
+
+@pytest.mark.parametrize("size", OTHER_SHAPES)
+def test_an_edit_of_things_elsewhere_shifts_them_by_less_than_half_a_pixel_of_what_was_made(
+    nano: Engine, fox: Image.Image, size: tuple[int, int]
+) -> None:
+    """Those that are not where nano would paint them, or not as large; a result that is enlarged enlarges that, too."""
+    image = fox.resize(size, Image.Resampling.LANCZOS)
+    assert shift(image, edit(nano, image).pil) * framed(nano, size).content.width / size[0] <= 0.5
+
+
 def test_an_edit_of_a_large_picture_shifts_nothing(nano: Engine, fox: Image.Image) -> None:
     image = fox.resize((384, 384), Image.Resampling.LANCZOS)
     made = edit(nano, image)
     assert made.pil.size == image.size
     assert shift(image, made.pil) <= 0.5
     assert made.notes == ("reference 1 is 384x384: the model made 128x128, and that was enlarged",)
+
+
+def test_cached_references_make_nearly_the_same_picture(nano: Engine, fox: Image.Image) -> None:
+    exact, cached = (
+        np.asarray(edit(nano, fox, "change the background to the night sky", cache_references=cache).pil).astype(float)
+        for cache in (False, True)
+    )
+    assert 40 < 10 * np.log10(255**2 / ((exact - cached) ** 2).mean()) < 60  # dB
 
 
 BOXES = st.tuples(st.integers(0, 129), st.integers(0, 96), st.integers(1, 130), st.integers(1, 97))

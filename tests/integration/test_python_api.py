@@ -151,6 +151,15 @@ def test_a_canvas_is_text_or_numbers(model: str, drawing: Image.Image) -> None:
         kleinbild.edit("remove the hat", drawing, canvas=(100, 64), place=(0.5, 0), model=model)  # type: ignore[arg-type]
 
 
+def test_cached_references_are_asked_for(model: str, drawing: Image.Image) -> None:
+    exact, cached = (
+        kleinbild.edit("remove the hat", drawing, cache_references=cache, model=model, seed=1)
+        for cache in (False, True)
+    )
+    assert (exact.record.cache_references, cached.record.cache_references) == (False, True)
+    assert exact.pil != cached.pil
+
+
 def test_the_second_picture_reads_no_file(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     path = str(write_model(folder))

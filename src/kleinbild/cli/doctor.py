@@ -15,8 +15,8 @@ import typer
 import kleinbild
 from kleinbild.cli import options
 from kleinbild.cli.failures import ENGINE_PACKAGES
-from kleinbild.cli.models import gigabytes
 from kleinbild.cli.terminal import progress, result, result_json
+from kleinbild.core.amounts import gigabytes
 from kleinbild.core.errors import KleinbildError, ModelError
 from kleinbild.core.sizes import Size
 from kleinbild.engine import machine

@@ -6,6 +6,7 @@ A test compares the two, so that the page cannot say anything else than the help
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,16 @@ import typer
 
 from kleinbild.cli.app import EXIT_CODES, app
 from kleinbild.cli.terminal import result
+from kleinbild.core.sizes import MAX_ASPECT
+from kleinbild.engine.references import (
+    FORMATS,
+    MAX_DECODED_PIXELS,
+    MAX_FILE_BYTES,
+    MAX_REFERENCE_PIXELS,
+    MIN_SIDE,
+)
+
+MAX_REFERENCE_SIDE = math.isqrt(MAX_REFERENCE_PIXELS)
 
 PREFACE = """\
 # The command `kleinbild`
@@ -24,9 +35,9 @@ A line that starts with no command is a prompt: `kleinbild "a fox on a mint back
 mistyped command.
 
 **Results go to stdout, everything else to stderr.** Results are the paths of the pictures, one a line; with `--json` an
-object for each (an array where `-n` asks for more than one) with `path`, `seed`, `model`, `size`, `steps`, `timings`
-(seconds by stage) and `record` (what stands inside the file). The seed is always told on stderr. Colours and the
-progress bar appear on terminals only; `NO_COLOR` is respected.
+object for each (an array where `-n` asks for more than one) with `path`, `seed`, `model`, `size`, `steps`, `notes` (what
+was rounded or scaled, in words), `timings` (seconds by stage) and `record` (what stands inside the file). The seed is
+always told on stderr. Colours and the progress bar appear on terminals only; `NO_COLOR` is respected.
 
 **Where pictures go.** Without `-o`, into the current folder as `PROMPT-SEED.png`; a name that is taken gets `-2`, `-3`, ….
 `-o FILE` is overwritten. `-o DIR` (a folder that exists, or a path that ends in `/`, which is made) puts names as above
@@ -44,7 +55,14 @@ pictures that an edit was made from are found by their recorded names beside FIL
 content is the same, or are given with `-i`, all of them and in order; so is its mask, or it is given with `--mask`.
 FILE's own pixels are compared with the result unless it is a JPEG.
 """
-EDITS = """
+EDITS = f"""
+**Pictures that are given** are {", ".join(FORMATS[:-1])} or {FORMATS[-1]} files of at most {MAX_FILE_BYTES // 2**20} MiB
+and {MAX_DECODED_PIXELS // 10**6} megapixels, with sides of at least {MIN_SIDE} pixels. An IMAGE is at most {MAX_ASPECT} times as long as wide, or
+what the model's own sizes allow (nano: 4 times). Only memory limits their number. One of more than {MAX_REFERENCE_SIDE}x{MAX_REFERENCE_SIDE} pixels
+in all, or more than the model makes, is shrunk for the model; one with a side below the model's least is enlarged.
+Pictures stand upright as their EXIF data says, transparency becomes white, and of an animation the first
+frame counts.
+
 **Sizes.** Without `--size` the picture has the size of the first IMAGE, whatever that is. Sides that are no multiples of 16
 are padded for the model and cut back; nothing is shifted or resampled. An IMAGE beyond the model's limits is scaled to
 the area at which the model is at its best, and the result is scaled back. A `--size` is rounded to multiples of 16. All

@@ -98,6 +98,7 @@ def as_json(picture: Picture, path: Path | None) -> dict[str, Any]:
         "model": record.model,
         "size": str(record.size),
         "steps": record.steps,
+        "notes": list(picture.notes),
         "timings": {name: round(seconds, 4) for name, seconds in picture.timings.items()},
         "record": json.loads(record.to_json()),
     }

@@ -10,6 +10,7 @@ import typer
 
 from kleinbild.cli import options
 from kleinbild.cli.terminal import progress, result, result_json, result_table, say
+from kleinbild.core.amounts import gigabytes
 from kleinbild.core.errors import ModelError, WeightsError
 
 if TYPE_CHECKING:
@@ -180,9 +181,3 @@ def faults(part: ComponentReport) -> list[str]:
 
 def dimensions(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a single number"
-
-
-def gigabytes(size: int | None) -> str:
-    if size is None:
-        return "unknown"
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -166,6 +166,14 @@ Dtype = Annotated[
         "bfloat16 for large ones.",
     ),
 ]
+CacheReferences = Annotated[
+    bool,
+    typer.Option(
+        "--cache-references",
+        help="Faster with large or several pictures: after the first step they are not computed again. "
+        "An approximation on models not trained for it; klein-9b-kv does it by itself.",
+    ),
+]
 Format = Annotated[
     str | None,
     typer.Option("--format", metavar="FORMAT", help="png, jpeg or webp. Default: what PATH ends in, else png."),

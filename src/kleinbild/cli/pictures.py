@@ -91,6 +91,7 @@ def edit(
     ] = None,
     canvas: options.Canvas = None,
     place: options.Place = None,
+    cache_references: options.CacheReferences = False,
     model: options.Model = None,
     output: options.Output = None,
     size: options.SizeOption = None,
@@ -119,6 +120,7 @@ def edit(
         place=place,
         mask=mask and read_mask(mask),
         mask_name=mask and mask.name,
+        cache_references=cache_references,
     )
     files, names = read_references(images)
     request = PictureRequest(prompt, references=files, reference_names=names)

@@ -9,9 +9,9 @@ import typer
 
 from kleinbild.cli import options
 from kleinbild.cli.doctor import duration
-from kleinbild.cli.models import gigabytes
 from kleinbild.cli.pictures import given
 from kleinbild.cli.terminal import progress, result, result_json
+from kleinbild.core.amounts import gigabytes
 from kleinbild.core.errors import MissingWeightsError
 from kleinbild.core.precision import Precision
 from kleinbild.core.requests import PictureRequest
@@ -31,6 +31,7 @@ def plan(
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     dtype: options.Dtype = None,
+    cache_references: options.CacheReferences = False,
     as_json: options.Json = False,
 ) -> None:
     """Forecast time and memory of a picture without making it.
@@ -40,7 +41,9 @@ def plan(
     from kleinbild.cli.inputs import read_references
 
     files, names = read_references(images or [])
-    asked = given(model=model, size=size, aspect=aspect, steps=steps, guidance=guidance)
+    asked = given(
+        model=model, size=size, aspect=aspect, steps=steps, guidance=guidance, cache_references=cache_references
+    )
     request = replace(PictureRequest(prompt, references=files, reference_names=names), **asked)
     with progress("measuring"):
         facts = foresee(request, dtype)
@@ -72,7 +75,7 @@ def foresee(request: PictureRequest, dtype: Precision | None) -> dict[str, Any]:
     wanted = Plan(inputs.frame.made, sizes, settled.steps, guided=settled.guidance != 1)
     device, precision = choose_device(None), dtype or default_precision(spec)
     speeds = measure(spec, wanted, device=device, precision=precision)
-    told = forecast(spec, wanted, speeds, precision=precision, caching=settings.reference_caching)
+    told = forecast(spec, wanted, speeds, precision=precision, caching=settled.reference_mode != "joint")
     return {
         "model": name,
         "device": str(device),

@@ -78,7 +78,10 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """Step `step` of `num_steps` is done. `preview` is a small PNG (an eighth of the sides) where one was asked for."""
+    """Step `step` of `num_steps` is done.
+
+    `preview` is a small PNG (an eighth of the sides) where one was asked for and could be drawn.
+    """
 
     id: str
     step: int

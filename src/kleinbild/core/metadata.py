@@ -24,6 +24,7 @@ class Record:
 
     `input_size`: the size is not one asked for but the first reference's own (or the canvas's), for which that was
     padded or scaled, or had a mask. `canvas` and `place` (left, top) say where the first reference was put.
+    `cache_references`: that was asked for, of a model which does not do it by itself.
     """
 
     version: str
@@ -41,6 +42,7 @@ class Record:
     mask: ReferenceRecord | None = None
     canvas: Size | None = None
     place: tuple[int, int] | None = None
+    cache_references: bool = False
 
     def to_json(self) -> str:
         """One line of ASCII: it must survive every place where a picture format keeps text.
@@ -93,5 +95,6 @@ _OF_SOME_EDITS: dict[str, Callable[[Any], Any]] = {
     "mask": lambda values: ReferenceRecord(**values),
     "canvas": lambda values: Size(**values),
     "place": _pair,
+    "cache_references": _true,
 }
 """The fields that stand only in the records that need them, and how each is read."""

@@ -30,6 +30,9 @@ class PictureRequest:
     `mask` is an encoded picture with transparency, of the first reference's size: transparent is made anew, opaque is
     kept to the pixel, between the two in proportion. `canvas`, larger than the first reference, puts that at `place`
     (left, top; default centred) and makes what is around it. Either way the picture keeps the input's or canvas's size.
+
+    `cache_references` lets the references take part in the first step only; later ones read their keys and values from
+    then. It saves time, and is an approximation on models not trained for it. Those that are do it unasked.
     """
 
     prompt: str
@@ -45,6 +48,7 @@ class PictureRequest:
     mask_name: str = ""
     canvas: Size | None = None
     place: tuple[int, int] | None = None
+    cache_references: bool = False
 
     def __post_init__(self) -> None:
         if self.reference_names and len(self.reference_names) != len(self.references):
@@ -86,6 +90,7 @@ def replay_request(record: Record, references: Sequence[bytes] = (), mask: bytes
         mask_name=record.mask.name if record.mask else "",
         canvas=record.canvas,
         place=record.place,
+        cache_references=record.cache_references,
     )
 
 

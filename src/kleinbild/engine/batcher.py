@@ -20,6 +20,7 @@ from typing import Protocol
 
 import torch
 
+from kleinbild.core.amounts import gigabytes
 from kleinbild.core.errors import CancelledError, CapacityError, DeadlineError, KleinbildError
 from kleinbild.core.messages import SHARES, Decoding, Encoding, Event, Queued, Stepped, Terms
 from kleinbild.core.requests import PictureRequest
@@ -145,7 +146,7 @@ class Batcher:
         needed = self._need(prepared)
         if self.memory_bytes is not None and needed.peak > self.memory_bytes:
             raise CapacityError(
-                f"the picture needs {_gigabytes(needed.peak)} beside the weights, {_gigabytes(self.memory_bytes)} are there",
+                f"the picture needs {gigabytes(needed.peak)} beside the weights, {gigabytes(self.memory_bytes)} are there",
                 "ask for a smaller one, or for fewer references",
             )
         return Job(name, prepared, terms, listener, needed, watch, next(self._numbers), self._time())
@@ -260,10 +261,17 @@ class Batcher:
             torch.cuda.synchronize(self.model.device)
         self._account(jobs, time.perf_counter() - begun)
         for job in jobs:
-            sequence, every = job.running, job.terms.preview_every
-            wanted = every and sequence.step % every == 0 and not sequence.finished
-            preview = self._previewer.png(sequence.estimate) if wanted else None
-            job.listener.event(Stepped(job.id, sequence.step, sequence.num_steps, preview))
+            job.listener.event(Stepped(job.id, job.running.step, job.running.num_steps, self._preview(job)))
+
+    def _preview(self, job: Job) -> bytes | None:
+        """What the step just taken was heading for, if that is wanted now. None, too, where it cannot be drawn."""
+        sequence, every = job.running, job.terms.preview_every
+        if not every or sequence.step % every or sequence.finished:
+            return None
+        try:
+            return self._previewer.png(sequence.estimate)
+        except Exception:  # noqa: BLE001 - out of memory, above all: the picture is worth more than its preview
+            return None
 
     def _account(self, jobs: list[Job], seconds: float) -> None:
         flops = {id(job): self._flops(job) for job in jobs}
@@ -348,7 +356,3 @@ def _in_words(error: Exception, job: Job) -> Exception:
 
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:.2f} MB"

@@ -69,4 +69,5 @@ def record(model: Model, prepared: Prepared) -> Record:
         mask=None if request.mask is None else ReferenceRecord(request.mask_name, digest(request.mask)),
         canvas=request.canvas,
         place=inputs.place,
+        cache_references=prepared.reference_mode == "keep",
     )

@@ -1,7 +1,7 @@
 """The steps: any number of pictures in one packed forward pass, of any sizes, times and numbers of steps.
 
 A step is all that happens here: who takes part in it is decided between two steps, by `kleinbild.engine.batcher`.
-Guidance is a second segment with the empty prompt. Models that cache references store their keys and values in the
+Guidance is a second segment with the empty prompt. Sequences that cache references store their keys and values in the
 first step and read them in the others.
 
 Shape suffixes: N rows of the image stream, C channels, X context width, L tokens of a text.

@@ -101,7 +101,7 @@ class Sequence:
             self.latent_NC = self.known.keep(self.latent_NC, next_time)
         self.velocity_NC = velocity_NC
         self.step += 1
-        if self.segment.mode == "store":
+        if self.segment.mode != "joint":
             self.segment = replace(self.segment, mode="stored")
 
 
@@ -111,7 +111,7 @@ def start(model: Model, prepared: Prepared, context: Context, references: tuple[
     segment = segment_of(model, prepared)
     noise_NC = to_tokens(noise_1Crc).to(model.device)
     no_references = noise_1Crc.new_zeros(0, noise_1Crc.shape[1], dtype=model.dtype, device=model.device)
-    caching = segment.mode == "store"
+    caching = segment.mode != "joint"
     return Sequence(
         context=context,
         references_KC=torch.cat([no_references, *(to_tokens(reference) for reference in references)]),
@@ -127,8 +127,7 @@ def start(model: Model, prepared: Prepared, context: Context, references: tuple[
 def segment_of(model: Model, prepared: Prepared) -> Segment:
     """The tokens that a request will have in the first step."""
     sizes = [Size(*image.size) for image in prepared.references]
-    mode: ReferenceMode = "store" if model.settings.reference_caching and sizes else "joint"
-    return segment_for(model.spec.autoencoder, len(prepared.tokens.ids), prepared.size, sizes, mode)
+    return segment_for(model.spec.autoencoder, len(prepared.tokens.ids), prepared.size, sizes, prepared.reference_mode)
 
 
 def segment_for(

@@ -18,6 +18,7 @@ from kleinbild.model.weights.settings import Settings
 from kleinbild.model.weights.sources import locate_parts, model_spec
 
 if TYPE_CHECKING:
+    from kleinbild.model.packing import ReferenceMode
     from kleinbild.model.tokenizer import TokenizedPrompt
     from kleinbild.model.weights import Model
 
@@ -34,6 +35,7 @@ class Prepared:
     steps: int
     guidance: float
     inputs: Inputs
+    reference_mode: ReferenceMode
 
     @property
     def size(self) -> Size:
@@ -61,17 +63,22 @@ def prepare(request: PictureRequest, model: Model) -> Prepared:
         steps=settled.steps,
         guidance=settled.guidance,
         inputs=settled.inputs,
+        reference_mode=settled.reference_mode,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a request comes to, as far as that can be told without its model's networks."""
+    """What a request comes to, as far as that can be told without its model's networks.
+
+    `reference_mode` is how its references take part in the first step.
+    """
 
     inputs: Inputs
     seed: int
     steps: int
     guidance: float
+    reference_mode: ReferenceMode
 
 
 def check(request: PictureRequest) -> Settled:
@@ -92,6 +99,7 @@ def settle(request: PictureRequest, name: str, settings: Settings, spec: ModelSp
         _seed(request.seed),
         _steps(request.steps, settings),
         _guidance(request.guidance, settings, name),
+        _reference_mode(request, settings),
     )
 
 
@@ -144,3 +152,11 @@ def _guidance(guidance: float | None, settings: Settings, name: str) -> float:
             "leave guidance out, or use a base model",
         )
     return float(guidance)
+
+
+def _reference_mode(request: PictureRequest, settings: Settings) -> ReferenceMode:
+    if not request.references:
+        return "joint"
+    if settings.reference_caching:
+        return "store"
+    return "keep" if request.cache_references else "joint"

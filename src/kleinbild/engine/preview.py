@@ -18,9 +18,9 @@ from torch import Tensor
 
 from kleinbild.model.weights import Model
 
-FIT_SIDE = 128
-FIT_PATCHES = (3, 6, 12, 2, 4, 8, 16)  # colours a side: some blurred into each other, some with hard edges
-NUM_BLURRED, NUM_EACH = 3, 5  # 2240 tokens in all for 129 unknowns
+FIT_SIDE = 64
+FIT_PATCHES = (2, 3, 6, 1, 2, 4, 8)  # colours a side: some blurred into each other, some with hard edges
+NUM_BLURRED, NUM_EACH = 3, 4  # 448 tokens in all for 129 unknowns; five times as many pixels made it no better
 CELL = 8  # pixels of a latent cell, that a preview shows as one
 RIDGE = 1e-3  # of the channels' mean square: keeps what the pictures do not tell at zero
 

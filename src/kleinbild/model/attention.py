@@ -91,9 +91,10 @@ def _attend_run(q: Tensor, k: Tensor, v: Tensor, run: Run, caches: BlockCaches) 
     if run.mode == "stored":
         key, value = caches.read(run)
         return _attention(q, torch.cat((k, key), dim=1), torch.cat((v, value), dim=1))
-    if run.mode == "store":  # references see only themselves, everything else sees all
-        own = run.num_text + run.num_image
+    own = run.num_text + run.num_image
+    if run.mode in ("store", "keep"):
         caches.keep(run, k[:, own:], v[:, own:])
+    if run.mode == "store":  # references see only themselves, everything else sees all
         of_references = _attention(q[:, own:], k[:, own:], v[:, own:])
         return torch.cat((_attention(q[:, :own], k, v), of_references), dim=1)
     return _attention(q, k, v)

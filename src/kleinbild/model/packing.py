@@ -20,7 +20,7 @@ from torch import Tensor
 from kleinbild.model.rope import image_ids, rotations, text_ids
 from kleinbild.model.spec import TransformerSpec
 
-ReferenceMode = Literal["joint", "store", "stored"]
+ReferenceMode = Literal["joint", "store", "keep", "stored"]
 """How a request's references take part in a pass (see `Flux2Transformer.forward`)."""
 
 

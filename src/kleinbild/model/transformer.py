@@ -285,11 +285,11 @@ class Flux2Transformer(nn.Module):
     ) -> Tensor:
         """Velocity of every image-stream row, (N, C); rows of references carry no meaning.
 
-        `img_NC` holds, request by request, the image's latent tokens and then (modes "joint" and "store") its
-        references'; `txt_MX` the text contexts; `times` each request's time (R,) in [0, 1], or what `modulations` made
-        of it. Mode "joint" treats references as part of the sequence. Mode "store" (kv variant, first step) modulates
-        them as at t = 0, lets them see only themselves and fills the request's cache in `caches`; mode "stored" reads
-        it, and the references have no rows.
+        `img_NC` holds, request by request, the image's latent tokens and then (but for mode "stored") its references';
+        `txt_MX` the text contexts; `times` each request's time (R,) in [0, 1], or what `modulations` made of it. Mode
+        "joint" treats references as part of the sequence. Mode "store" (kv variant, first step) modulates them as at
+        t = 0, lets them see only themselves and fills the request's cache in `caches`; mode "keep" (other models) fills
+        it in a pass that is a joint one. Mode "stored" reads it, and the references have no rows.
         """
         mods = times if isinstance(times, Modulations) else self.modulations(times)
         if packing.stores:

@@ -42,9 +42,10 @@ def test_a_record_survives_as_ascii(prompt: str, seed: int, guidance: float, nam
 
 MASKED = replace(RECORD, input_size=True, mask=ReferenceRecord("hole.png", digest(b"mask")))
 ON_CANVAS = replace(RECORD, input_size=True, canvas=Size(200, 150), place=(0, 7))
+CACHED = replace(RECORD, cache_references=True)
 
 
-@pytest.mark.parametrize("record", [MASKED, ON_CANVAS, replace(RECORD, input_size=True)])
+@pytest.mark.parametrize("record", [MASKED, ON_CANVAS, CACHED, replace(RECORD, input_size=True)])
 def test_what_only_some_edits_have_survives(record: Record) -> None:
     assert Record.from_json(record.to_json()) == record
 
@@ -89,6 +90,7 @@ def changed(**changes: Any) -> str:
         changed(place=[1]),
         changed(place=7),
         changed(place=["0", 7]),
+        changed(cache_references="yes"),
     ],
 )
 def test_what_is_no_record_is_refused(text: str) -> None:
@@ -140,6 +142,11 @@ def test_a_masked_edit_is_replayed_with_its_mask_and_the_inputs_size() -> None:
 def test_a_canvas_is_replayed_with_its_place() -> None:
     request = replay_request(ON_CANVAS, [b"a", b"b"])
     assert (request.size, request.canvas, request.place) == (None, Size(200, 150), (0, 7))
+
+
+def test_cached_references_are_replayed_as_such() -> None:
+    assert replay_request(CACHED, [b"a", b"b"]).cache_references
+    assert not replay_request(RECORD, [b"a", b"b"]).cache_references
 
 
 def test_names_without_their_files_are_refused() -> None:

@@ -114,6 +114,22 @@ def test_previews_come_as_often_as_asked(engine: Engine, ear: Ear) -> None:
         assert Image.open(io.BytesIO(preview)).size == (12, 8)
 
 
+def test_a_preview_that_cannot_be_drawn_costs_nobody_the_picture(
+    engine: Engine, ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(_model: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("kleinbild.engine.preview.fit", fit)
+    batcher = Batcher(engine.model)
+    put(batcher, ear, "a", request(engine, 1, steps=3), preview_every=1)
+    put(batcher, ear, "b", request(engine, 2, steps=3))
+    run(batcher)
+    assert [event for event in ear.of("a") if isinstance(event, Stepped)] == [Stepped("a", k, 3) for k in (1, 2, 3)]
+    assert list(ear.pictures) == ["a", "b"]
+    assert ear.errors == {}
+
+
 def test_deadlines(engine: Engine, ear: Ear) -> None:
     now = 0.0
     batcher = Batcher(engine.model, clock=lambda: now)

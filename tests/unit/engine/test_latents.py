@@ -1,7 +1,8 @@
-"""Latents: what a mask keeps goes the straight way from noise to the input, step by step."""
+"""Latents: what a mask keeps goes the straight way from noise to the input, step by step; references may stay behind."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from kleinbild.engine.caches import Caches
@@ -11,7 +12,7 @@ from kleinbild.engine.latents import Known, Sequence, start, to_tokens
 from kleinbild.engine.prepare import prepare
 from kleinbild.engine.runtime import Engine
 from kleinbild.model.packing import Segment
-from tests.unit.engine.test_pipeline import HOLE, A, request
+from tests.unit.engine.test_pipeline import HOLE, A, B, request
 
 
 def sequence(known: Known | None) -> Sequence:
@@ -55,3 +56,19 @@ def test_a_masked_edit_ends_at_its_inputs_latent_but_where_it_was_edited(kv: Eng
     edited = torch.zeros(4, 4, dtype=torch.bool)
     edited[0:3, 1:3] = True  # the hole is 20..40 by 10..35 pixels, a token 16
     assert torch.equal(same, ~edited)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@torch.inference_mode()
+def test_cached_references_take_part_in_the_first_step_only(base: Engine, cache: bool) -> None:
+    prepared = prepare(request(base, 1, references=(A, B), cache_references=cache), base.model)
+    caches = Caches.of(base.model)
+    references = encode_references(base.model, caches, prepared)
+    sequence = start(base.model, prepared, encode_prompt(base.model, caches, prepared), references)
+    of_picture, of_references = 4 * 4, 4 * 4 + 3 * 6
+    rows = []
+    while not sequence.finished:
+        rows.append(len(sequence.rows))
+        step(base.model, caches, [sequence])
+    later = of_picture if cache else of_picture + of_references
+    assert rows == [of_picture + of_references, later, later]

@@ -63,6 +63,8 @@ def mixed(engine: Engine) -> list[PictureRequest]:
         request(engine, 10, references=(A,), mask=HOLE),
         request(engine, 11, references=(C, A), canvas=Size(97, 140), place=(17, 3), steps=2),
         request(engine, 12, references=(C,)),
+        request(engine, 13, references=(A,), cache_references=True),
+        request(engine, 14, references=(A, C), mask=HOLE, cache_references=True),
     ]
 
 
@@ -152,9 +154,26 @@ def test_every_part_of_a_request_matters(base: Engine) -> None:
         {"mask": hole(64, 64, (21, 10, 40, 35))},
         {"canvas": Size(64, 80)},
         {"canvas": Size(64, 80), "place": (0, 0)},
+        {"cache_references": True},
     ]
     pictures = base.generate_all([original, *(replace(original, **change) for change in changes)])
     assert len({picture.pil.tobytes() for picture in pictures}) == len(pictures)
+
+
+def test_a_model_that_caches_references_by_itself_need_not_be_asked(kv: Engine) -> None:
+    asked, unasked = (kv.generate(request(kv, 1, references=(A, B), cache_references=cache)) for cache in (True, False))
+    assert asked.to_bytes() == unasked.to_bytes()
+
+
+def test_without_references_there_is_nothing_to_cache(base: Engine) -> None:
+    asked, unasked = (base.generate(request(base, 1, cache_references=cache)) for cache in (True, False))
+    assert asked.to_bytes() == unasked.to_bytes()
+
+
+def test_that_references_were_cached_is_recorded_and_replayed(base: Engine) -> None:
+    made = base.generate(request(base, 1, references=(A, B), cache_references=True))
+    assert made.record.cache_references
+    assert base.replay(made.record, (A, B)).to_bytes() == made.to_bytes()
 
 
 def test_with_a_mask_all_else_is_the_input_bit_for_bit(any_engine: Engine) -> None:

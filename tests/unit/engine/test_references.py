@@ -18,6 +18,7 @@ from kleinbild.core.errors import PictureError
 from kleinbild.core.sizes import Size, SizeRange
 from kleinbild.engine.references import (
     MAX_DECODED_PIXELS,
+    MAX_FILE_BYTES,
     MAX_REFERENCE_PIXELS,
     fit,
     open_picture,
@@ -259,6 +260,13 @@ def test_files_are_read_or_the_reason_is_told(tmp_path: Path) -> None:
         read_file(tmp_path)
     with pytest.raises(PictureError, match="cannot be read"):
         read_file(tmp_path / "a.png" / "b.png")
+
+
+def test_a_file_of_more_than_256_mib_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)  # takes no room on disk
+    with pytest.raises(PictureError, match="is larger than 256 MiB"):
+        read_file(tmp_path / "huge.png")
 
 
 @pytest.mark.parametrize(
