@@ -12,22 +12,30 @@ import torch
 
 from kleinbild.core.errors import RequestError
 from kleinbild.core.metadata import Record
+from kleinbild.core.offload import Offload, read_offload
 from kleinbild.core.requests import PictureRequest, replay_request
 from kleinbild.engine import machine
 from kleinbild.engine.batcher import Batcher, OnStep
 from kleinbild.engine.picture import Picture
 from kleinbild.engine.prepare import size_range
+from kleinbild.engine.residence import choose, place
+from kleinbild.model.placement import Placement
 from kleinbild.model.weights import Model, load_model
+from kleinbild.model.weights.load import default_dtype
+from kleinbild.model.weights.sources import locate_parts, model_spec
 
 FREE_SHARE = 0.9
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Engine:
-    """One loaded model. `device` and `dtype` say what was chosen, `load_seconds` what loading took.
+    """One loaded model. `device`, `dtype` and `offload` say what was chosen, `load_seconds` what loading took.
 
     Without `device`: CUDA if there is one, else Apple's GPU (mps), else the CPU. Without `dtype`: float32 for small
-    models, bfloat16 for those with billions of parameters. Thread-safe: one pass at a time, others wait.
+    models, bfloat16 for those with billions of parameters. Without `offload`: the fastest way in which weights and a
+    picture of the model's own size fit into the device's free memory (`engine.residence`); CapacityError where none does.
+    Pictures do not depend on it. On a CPU it is "none": others save nothing there. Thread-safe: one pass at a time,
+    others wait.
     """
 
     def __init__(
@@ -36,10 +44,16 @@ class Engine:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
+        offload: Offload | None = None,
     ) -> None:
         begun = time.perf_counter()
         self.name = str(model)
-        self.model: Model = load_model(model, device=choose_device(device), dtype=choose_dtype(dtype))
+        chosen, number = choose_device(device), choose_dtype(dtype)
+        self.placement = placement_of(model, chosen, number, offload)
+        offloads = self.offload != "none"
+        self.model: Model = load_model(model, device="cpu" if offloads else chosen, dtype=number)
+        if offloads:
+            place(self.model, chosen, self.placement)
         self.sizes = size_range(self.model.settings, self.model.spec)
         self.load_seconds = time.perf_counter() - begun
         self._batcher = Batcher(self.model)
@@ -52,6 +66,17 @@ class Engine:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def offload(self) -> Offload:
+        return self.placement.offload
+
+    def room(self) -> int | None:
+        """Bytes that pictures may take beside the weights, those included that are still to come to the device."""
+        free, offloaded = free_memory(self.device), self.model.offloaded
+        if free is None or offloaded is None:
+            return free
+        return max(0, free - (self.placement.most - offloaded.traffic.resident_bytes))
 
     def generate(self, request: PictureRequest, *, on_step: OnStep | None = None) -> Picture:
         """The picture that `request` asks for. `on_step(done, total)` is called after each step."""
@@ -117,6 +142,21 @@ def choose_device(device: torch.device | str | None) -> torch.device:
             f"there is no device {str(chosen)!r} on this machine", "use cpu, or leave the choice to Kleinbild"
         )
     return chosen
+
+
+def placement_of(
+    model: str | Path, device: torch.device, dtype: torch.dtype | None, offload: Offload | None
+) -> Placement:  # fmt: skip
+    """Where the model's weights go: as told, or chosen. Raises CapacityError where they do not fit, RequestError for an unknown word."""
+    wanted = None if offload is None else read_offload(offload)
+    name, parts = locate_parts(model)
+    spec = model_spec(parts)
+    return choose(name, spec, (dtype or default_dtype(spec)).itemsize, own_memory(device), wanted)
+
+
+def own_memory(device: torch.device) -> int | None:
+    """Bytes that may be used of memory that the device has to itself. None where it shares the host's."""
+    return free_memory(device) if device.type == "cuda" else None
 
 
 def free_memory(device: torch.device) -> int | None:

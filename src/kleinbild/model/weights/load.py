@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kleinbild.core.errors import WeightsError
 from kleinbild.model.autoencoder import Autoencoder
+from kleinbild.model.offload import Offloaded
 from kleinbild.model.spec import ModelSpec
 from kleinbild.model.text_encoder import TextEncoder
 from kleinbild.model.tokenizer import PromptTokenizer
@@ -40,6 +41,7 @@ Network = TypeVar("Network", bound=nn.Module)
 class Model:
     """A model ready to run: networks in eval mode, without gradients, on one device, and what is needed around them.
 
+    `device` is where it computes. Its weights are there, too, unless they are `offloaded` (`engine.residence.place`).
     `fingerprint` is the same wherever and in whatever layout the same weights lie, whatever type they are loaded in.
     """
 
@@ -53,6 +55,7 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     fingerprint: str
+    offloaded: Offloaded | None = None
 
 
 def load_model(
