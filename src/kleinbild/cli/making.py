@@ -17,6 +17,7 @@ from kleinbild.cli.terminal import Steps, progress, result, result_json, say
 from kleinbild.cli.wishes import Wishes
 from kleinbild.core.errors import OutputError
 from kleinbild.core.metadata import Record
+from kleinbild.core.offload import Offload
 from kleinbild.core.requests import MAX_SEED, PictureRequest
 from kleinbild.engine.picture import Picture
 from kleinbild.engine.prepare import check
@@ -35,7 +36,7 @@ def make(request: PictureRequest, wishes: Wishes, record: Record | None = None) 
     check(request)
     pictures, paths = [], []
     with progress(f"loading {request.model}") as bar:
-        engine = load(request.model, record)
+        engine = load(request.model, record, wishes.offload)
         for number in range(1, wishes.count + 1):
             bar.stage(f"picture {number} of {wishes.count}" if wishes.count > 1 else "picture")
             picture = make_one(engine, request, record, bar)
@@ -50,13 +51,16 @@ def make(request: PictureRequest, wishes: Wishes, record: Record | None = None) 
     return pictures
 
 
-def load(model: str, record: Record | None) -> Engine:
+def load(model: str, record: Record | None, offload: Offload | None) -> Engine:
     begun = time.perf_counter()
     from kleinbild.engine.runtime import Engine  # torch: the larger part of the time for small models
 
-    engine = Engine(model, device=record.device, dtype=record.dtype) if record else Engine(model)
-    dtype = str(engine.dtype).removeprefix("torch.")
-    say(f"{engine.model.name} on {engine.device}, {dtype}, loaded in {time.perf_counter() - begun:.1f} s", "dim")
+    device, dtype = (record.device, record.dtype) if record else (None, None)
+    engine = Engine(model, device=device, dtype=dtype, offload=offload)
+    how = str(engine.dtype).removeprefix("torch.")
+    if engine.offload != "none":
+        how += f", offload {engine.offload}"
+    say(f"{engine.model.name} on {engine.device}, {how}, loaded in {time.perf_counter() - begun:.1f} s", "dim")
     return engine
 
 

@@ -27,6 +27,7 @@ def generate(
     seed: options.Seed = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    offload: options.OffloadOption = None,
     file_format: options.Format = None,
     source: Annotated[
         Path | None,
@@ -50,7 +51,7 @@ def generate(
     show: options.Show = False,
 ) -> None:
     """Make a picture from words."""
-    wishes = Wishes(output, file_format, number, as_json, show)
+    wishes = Wishes(output, file_format, number, as_json, show, offload)
     asked = given(model=model, prompt=prompt, size=size, aspect=aspect, seed=seed, steps=steps, guidance=guidance)
     if source is not None:
         from kleinbild.cli.replay import make_again
@@ -98,6 +99,7 @@ def edit(
     seed: options.Seed = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    offload: options.OffloadOption = None,
     file_format: options.Format = None,
     as_json: options.Json = False,
     show: options.Show = False,
@@ -120,7 +122,7 @@ def edit(
     )
     files, names = read_references(images)
     request = PictureRequest(prompt, references=files, reference_names=names)
-    make(replace(request, **asked), Wishes(output, file_format, number, as_json, show))
+    make(replace(request, **asked), Wishes(output, file_format, number, as_json, show, offload))
 
 
 def given(**values: Any) -> dict[str, Any]:
