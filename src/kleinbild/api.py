@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageOps
 
 from kleinbild.core.errors import RequestError, SizeError
+from kleinbild.core.offload import Offload
 from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size, parse_aspect, parse_size
 from kleinbild.engine.picture import Picture, read_record
@@ -29,7 +30,7 @@ Reference = str | os.PathLike[str] | bytes | Image.Image | Picture
 """A picture to start from: a file's path or its bytes, a Pillow image, or a picture made here."""
 
 KEPT_ENGINES = 2
-_engines: OrderedDict[tuple[str, str | None, str | None], Engine] = OrderedDict()
+_engines: OrderedDict[tuple[str, str | None, str | None, Offload | None], Engine] = OrderedDict()
 _engines_lock = threading.Lock()
 
 
@@ -44,14 +45,15 @@ def generate(
     guidance: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    offload: Offload | None = None,
 ) -> Picture:
     """A picture of `prompt`. `size` is "128x96" or (128, 96), `aspect` "3:2" at the model's own area.
 
     What is left out follows from the model; without a seed one is drawn, and the picture tells it. Raises
-    `KleinbildError` in one of its kinds, with `message` and `hint`.
+    `KleinbildError` in one of its kinds, with `message` and `hint`. `device`, `dtype` and `offload` are `Engine`'s.
     """
     request = PictureRequest(prompt, model, _size(size), _aspect(aspect), seed, steps, guidance)
-    return _make(request, device, dtype)
+    return _make(request, device, dtype, offload)
 
 
 def edit(
@@ -70,6 +72,7 @@ def edit(
     cache_references: bool = False,
     device: str | None = None,
     dtype: str | None = None,
+    offload: Offload | None = None,
 ) -> Picture:
     """A picture of `prompt` that starts from one or several `images`; the prompt counts them "image 1", "image 2", ….
 
@@ -100,7 +103,7 @@ def edit(
         _place(place),
         cache_references,
     )
-    return _make(request, device, dtype)
+    return _make(request, device, dtype, offload)
 
 
 def replay(
@@ -120,24 +123,26 @@ def replay(
     return engine(model or record.model, record.device, record.dtype).replay(record, files, mask_file)
 
 
-def engine(model: str, device: str | None = None, dtype: str | None = None) -> Engine:
+def engine(
+    model: str, device: str | None = None, dtype: str | None = None, offload: Offload | None = None
+) -> Engine:  # fmt: skip
     """The engine that `generate` and `edit` use: loaded at the first call, the last two are kept."""
     from kleinbild.engine.runtime import Engine  # torch: only now, when every argument has been read
 
-    key = (model, device, dtype)
+    key = (model, device, dtype, offload)
     with _engines_lock:
         if key not in _engines:
-            _engines[key] = Engine(model, device=device, dtype=dtype)
+            _engines[key] = Engine(model, device=device, dtype=dtype, offload=offload)
             while len(_engines) > KEPT_ENGINES:
                 _engines.popitem(last=False)
         _engines.move_to_end(key)
         return _engines[key]
 
 
-def _make(request: PictureRequest, device: str | None, dtype: str | None) -> Picture:
-    if (request.model, device, dtype) not in _engines:
+def _make(request: PictureRequest, device: str | None, dtype: str | None, offload: Offload | None) -> Picture:
+    if (request.model, device, dtype, offload) not in _engines:
         check(request)  # what is wrong is told now, not after seconds of loading
-    return engine(request.model, device, dtype).generate(request)
+    return engine(request.model, device, dtype, offload).generate(request)
 
 
 def _size(size: str | tuple[int, int] | Size | None) -> Size | None:

@@ -118,7 +118,7 @@ def test_gpu_rehearsed_on_the_cpu(run: Program) -> None:
     cases = ["64² text to image", "32² text to image", "32² text to image x2"]
     cases += [f"64² edit, {count}{cached}" for count in counts for cached in ("", ", cached")]
     assert {row for row, _ in rows} == {
-        "ours bf16", "ours fp8", "diffusers bf16", "ours bf16 compiled", "ours fp8 compiled", "diffusers bf16 compiled",
+        "ours bf16", "ours bf16 components", "ours bf16 blocks", "ours fp8", "diffusers bf16", "ours bf16 compiled", "ours fp8 compiled", "diffusers bf16 compiled",
     }  # fmt: skip
     for way, limit in (("ours bf16", 0.0), ("ours fp8", 0.05), ("diffusers bf16", 0.1)):
         for case in cases:
@@ -126,6 +126,8 @@ def test_gpu_rehearsed_on_the_cpu(run: Program) -> None:
             assert row["seconds"].keys() == {"text", "references", "pack", "denoise", "decode", "total"}
             assert row["differs"] <= limit, f"{way}, {case}"  # all compute the same picture
             assert row["matrix_rate_share"] > 0
+    for way in ("ours bf16 components", "ours bf16 blocks"):
+        assert rows[way, cases[0]]["differs"] == 0.0
     assert result["matrix_rate_tflops"].keys() == {"bf16", "fp8"}
     assert len(result["ratios"]) == len(cases) + 1
     assert result["aims"] == []  # they are for a GPU

@@ -54,6 +54,7 @@ WRONG = {
     "prompt without quotes": (["a", "red", "cat"], 2, "extra argument", "quotes"),
     "unknown option": (["generate", PROMPT, "--sed", "3"], 2, "No such option: --sed", "--seed"),
     "option without value": (["nano", "eval", "--count"], 2, "--count", "--help"),
+    "unknown way to offload": (["generate", PROMPT, "--offload", "all"], 2, "'all' is not a way", "components"),
     "mistyped command": (["genrate"], 2, "no command 'genrate'", "kleinbild generate"),
     "beginning of a command": (["doc"], 2, "no command 'doc'", "kleinbild doctor"),
     "unknown subcommand": (["models", "chek"], 2, "chek", "models --help"),

@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 
 from kleinbild.cli import examples
+from kleinbild.cli.doctor import offloading
 from kleinbild.cli.main import run
+from kleinbild.model.official import KLEIN_4B
+from kleinbild.model.placement import WeightBytes
 
 
 def test_the_examples_of_the_help_work_one_after_the_other(
@@ -56,6 +59,17 @@ def test_doctor_tells_what_is_here_and_times_a_picture(capsys: pytest.CaptureFix
         seconds = facts[name]["seconds"]
         assert 0 < seconds["512x512"] < seconds["1024x1024"]
         assert facts[name]["peak_bytes"] > (13e9 if "4b" in name else 28e9)
+        assert facts[name]["offload"] == "none"  # there is no GPU here, or it is large
+
+
+def test_doctor_says_how_a_model_is_made_to_fit() -> None:
+    everything, _, alone, blocks = WeightBytes.of(KLEIN_4B, "bfloat16").placements()
+    assert offloading(everything, 80_000_000_000) == ""
+    assert offloading(alone, 9_000_000_000) == (
+        " with offload components (text encoder and transformer take turns: "
+        "all at once does not fit into the 9.00 GB that are free)"
+    )
+    assert "offload blocks" in offloading(blocks, 5_000_000_000)
 
 
 def test_doctor_asks_the_hub_only_on_request(
@@ -80,7 +94,11 @@ def test_plan_forecasts_without_making_anything(
     assert run(["plan", "a tin robot", "-m", "klein-9b", "--size", "64x64", "--steps", "1", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["model"], facts["dtype"]) == ("klein-9b", "bfloat16")
-    assert facts["weight_bytes"] > 28e9
+    assert (facts["weight_bytes"] > 28e9, facts["offload"]) == (True, "none")
+    assert run(["plan", "a fox on red", "--steps", "1", "--offload", "blocks", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["weight_bytes"] < 30e6, facts["offload"]) == (True, "blocks")
+    assert run(["plan", "a fox on red", "--offload", "all"]) == 2
     assert run(["plan", "a spaceship on red"]) == 2
     Image.new("RGB", (64, 64)).save(tmp_path / "red.png")
     edit = ["plan", "change the background to blue", "-i", "red.png", "--json"]

@@ -80,6 +80,14 @@ def test_a_bare_prompt_makes_a_picture_named_after_it(command: Command) -> None:
     assert "tiny on cpu, float32, loaded in" in result.stderr
 
 
+def test_offloading_is_told_and_changes_no_pixel(command: Command) -> None:
+    command.paths("generate", PROMPT, "--seed", "7", "-o", "plain.png")
+    for way in ("components", "blocks"):
+        result = command("generate", PROMPT, "--seed", "7", "--offload", way, "-o", "offloaded.png")
+        assert f"tiny on cpu, float32, offload {way}, loaded in" in result.stderr
+        assert Path("offloaded.png").read_bytes() == Path("plain.png").read_bytes()
+
+
 def test_names_of_our_own_never_overwrite(command: Command) -> None:
     for _ in range(3):
         command.paths("generate", PROMPT, "--seed", "7")

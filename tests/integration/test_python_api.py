@@ -52,6 +52,14 @@ def test_a_picture_in_two_lines(model: str, tmp_path: Path) -> None:
     assert picture._repr_png_() == path.read_bytes()
 
 
+def test_offloading_changes_no_pixel_and_words_for_it_are_checked(model: str) -> None:
+    plain, offloaded = (kleinbild.generate(PROMPT, model=model, seed=3, offload=way) for way in (None, "blocks"))
+    assert plain.to_bytes() == offloaded.to_bytes()
+    assert api.engine(model, offload="blocks").offload == "blocks"
+    with pytest.raises(RequestError, match="not a way to offload"):
+        kleinbild.generate(PROMPT, model=model, offload="all")  # type: ignore[arg-type]
+
+
 def test_the_same_request_is_the_same_picture(model: str) -> None:
     pictures = [kleinbild.generate(PROMPT, model=model, seed=seed).to_bytes() for seed in (3, 3, 4)]
     assert pictures[0] == pictures[1] != pictures[2]

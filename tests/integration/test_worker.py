@@ -57,6 +57,7 @@ def test_a_picture_comes_with_its_story(remote: RemoteEngine) -> None:
     assert next(iter(done.timings)) == "queue"
     assert done.fingerprint == ready.fingerprint
     assert (done.kernels, done.seed) == (ready.kernels, 2)
+    assert ready.offload == "none"
     assert (done.peak_bytes or 0) > 10_000_000
     here = kleinbild.generate("a cat on mint", seed=2)
     assert done.file == here.to_bytes("png")
@@ -70,6 +71,12 @@ def test_errors_cross_the_border_as_themselves(remote: RemoteEngine) -> None:
     with pytest.raises(RequestError):
         remote.submit(PictureRequest("a cat on red", references=(b"no picture",))).result(PATIENCE)
     assert remote.submit(SHORT).result(PATIENCE).seed == 2
+
+
+def test_a_worker_offloads_as_told() -> None:
+    with RemoteEngine("nano", offload="blocks") as remote:
+        assert remote.wait_ready(PATIENCE).offload == "blocks"
+        assert remote.submit(SHORT).result(PATIENCE).file == kleinbild.generate("a cat on mint", seed=2).to_bytes("png")
 
 
 def test_what_cannot_fit_is_refused() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +18,12 @@ from kleinbild.cli.failures import ENGINE_PACKAGES
 from kleinbild.cli.terminal import progress, result, result_json
 from kleinbild.core.amounts import gigabytes
 from kleinbild.core.errors import KleinbildError, ModelError
+from kleinbild.core.precision import Precision
 from kleinbild.core.sizes import Size
 from kleinbild.engine import machine
+
+if TYPE_CHECKING:
+    from kleinbild.model.placement import Placement
 
 PROMPT = "a fox on a mint background"
 FORECAST_SIDES = (512, 1024)
@@ -183,42 +187,56 @@ def picture() -> Fact:
 
 
 def forecasts() -> Iterator[Fact]:
-    """Seconds a picture of each large model, from a few of its blocks at their real size; and whether it would fit."""
+    """Seconds a picture of each large model, from a few of its blocks at their real size; whether it would fit, and how."""
 
     from kleinbild.engine.forecast import Plan, forecast, measure
-    from kleinbild.engine.runtime import available_memory, choose_device
+    from kleinbild.engine.residence import best_placement
+    from kleinbild.engine.runtime import available_memory, choose_device, own_memory
     from kleinbild.model.catalog import entries
     from kleinbild.model.official import SPECS
     from kleinbild.model.weights.settings import official
 
     device = choose_device(None)
     timed = Plan(Size(FORECAST_SIDES[0], FORECAST_SIDES[0]), (), steps=1, guided=False)
-    speeds = measure(SPECS["klein-4b"], timed, device=device, precision="bfloat16")
-    available = available_memory(device)
+    precision: Precision = "bfloat16"
+    available, own = available_memory(device), own_memory(device)  # before measuring, which keeps some
+    speeds = measure(SPECS["klein-4b"], timed, device=device, precision=precision)
     for entry in entries():
         if entry.family not in SPECS:
             continue
         settings = official(entry.variant)
         guided = settings.default_guidance != 1
+        spec = replace(SPECS[entry.family], default_guidance=settings.default_guidance)
+        placement = best_placement(spec, precision, own)
         made = {
             f"{side}x{side}": forecast(
-                SPECS[entry.family],
+                spec,
                 Plan(Size(side, side), (), settings.default_steps, guided),
                 speeds,
-                precision="bfloat16",
+                precision=precision,
+                placement=placement,
             )
             for side in FORECAST_SIDES
         }
         needed = max(each.peak_bytes for each in made.values())
         value = {
             "seconds": {size: round(each.total_seconds, 2) for size, each in made.items()},
-            "peak_bytes": needed, "dtype": "bfloat16", "steps": settings.default_steps,
+            "peak_bytes": needed, "dtype": "bfloat16", "steps": settings.default_steps, "offload": placement.offload,
         }  # fmt: skip
         times = ", ".join(f"{size} in {duration(each.total_seconds)}" for size, each in made.items())
-        fits = (
-            "" if not available or needed < available else f": more than the {gigabytes(available)} that are available"
-        )
-        yield Fact(entry.name, value, f"{times}, {settings.default_steps} steps; needs {gigabytes(needed)}{fits}")
+        needs = f"needs {gigabytes(needed)}" + offloading(placement, own)
+        if available and needed >= available:
+            needs += f": more than the {gigabytes(available)} that are available"
+        yield Fact(entry.name, value, f"{times}, {settings.default_steps} steps; {needs}")
+
+
+def offloading(placement: Placement, memory: int | None) -> str:
+    """What was chosen and why, where weights do not all stay on the device."""
+    if placement.offload == "none" or memory is None:
+        return ""
+    how = {"components": "text encoder and transformer take turns", "blocks": "blocks come and go"}[placement.offload]
+    why = f"all at once does not fit into the {gigabytes(memory)} that are free"
+    return f" with offload {placement.offload} ({how}: {why})"
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,6 @@ from kleinbild.cli.terminal import Steps, progress, result, result_json, say
 from kleinbild.cli.wishes import Wishes
 from kleinbild.core.errors import OutputError
 from kleinbild.core.metadata import Record
-from kleinbild.core.precision import Precision
 from kleinbild.core.requests import MAX_SEED, PictureRequest
 from kleinbild.engine.picture import Picture
 from kleinbild.engine.prepare import check
@@ -36,7 +35,7 @@ def make(request: PictureRequest, wishes: Wishes, record: Record | None = None) 
     check(request)
     pictures, paths = [], []
     with progress(f"loading {request.model}") as bar:
-        engine = load(request.model, record, wishes.dtype)
+        engine = load(request.model, record, wishes)
         for number in range(1, wishes.count + 1):
             bar.stage(f"picture {number} of {wishes.count}" if wishes.count > 1 else "picture")
             picture = make_one(engine, request, record, bar)
@@ -51,13 +50,14 @@ def make(request: PictureRequest, wishes: Wishes, record: Record | None = None) 
     return pictures
 
 
-def load(model: str, record: Record | None, dtype: Precision | None) -> Engine:
+def load(model: str, record: Record | None, wishes: Wishes) -> Engine:
     begun = time.perf_counter()
     from kleinbild.engine.runtime import Engine  # torch: the larger part of the time for small models
 
-    then = (record.device, record.dtype) if record else (None, None)
-    engine = Engine(model, device=then[0], dtype=dtype or then[1])
-    say(f"{engine.model.name} on {engine.device}, {engine.dtype}, loaded in {time.perf_counter() - begun:.1f} s", "dim")
+    device, dtype = (record.device, record.dtype) if record else (None, None)
+    engine = Engine(model, device=device, dtype=wishes.dtype or dtype, offload=wishes.offload)
+    how = engine.dtype if engine.offload == "none" else f"{engine.dtype}, offload {engine.offload}"
+    say(f"{engine.model.name} on {engine.device}, {how}, loaded in {time.perf_counter() - begun:.1f} s", "dim")
     for note in engine.notes:
         say(note)
     return engine

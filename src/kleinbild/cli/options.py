@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from kleinbild.core.errors import RequestError
+from kleinbild.core.offload import read_offload
 from kleinbild.core.precision import choose_precision
 from kleinbild.core.requests import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
 from kleinbild.core.sizes import Size, parse_aspect, parse_size
@@ -134,6 +135,17 @@ Guidance = Annotated[
         metavar="G",
         parser=read_guidance,
         help="Strength of the prompt, base models only. Default: the model's own.",
+    ),
+]
+OffloadOption = Annotated[
+    # A Literal would be refused in typer's words; this is refused in ours.
+    Any,
+    typer.Option(
+        "--offload",
+        metavar="WAY",
+        parser=read_offload,
+        help="For GPUs smaller than the model: none (all weights stay on the GPU), components (text encoder and "
+        "transformer in turns) or blocks (two at a time). The picture is the same. Default: the fastest that fits.",
     ),
 ]
 Canvas = Annotated[

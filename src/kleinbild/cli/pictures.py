@@ -28,6 +28,7 @@ def generate(
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     dtype: options.Dtype = None,
+    offload: options.OffloadOption = None,
     file_format: options.Format = None,
     source: Annotated[
         Path | None,
@@ -51,7 +52,7 @@ def generate(
     show: options.Show = False,
 ) -> None:
     """Make a picture from words."""
-    wishes = Wishes(output, file_format, number, as_json, show, dtype)
+    wishes = Wishes(output, file_format, number, as_json, show, dtype, offload)
     asked = given(model=model, prompt=prompt, size=size, aspect=aspect, seed=seed, steps=steps, guidance=guidance)
     if source is not None:
         from kleinbild.cli.replay import make_again
@@ -101,6 +102,7 @@ def edit(
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     dtype: options.Dtype = None,
+    offload: options.OffloadOption = None,
     file_format: options.Format = None,
     as_json: options.Json = False,
     show: options.Show = False,
@@ -124,7 +126,7 @@ def edit(
     )
     files, names = read_references(images)
     request = PictureRequest(prompt, references=files, reference_names=names)
-    make(replace(request, **asked), Wishes(output, file_format, number, as_json, show, dtype))
+    make(replace(request, **asked), Wishes(output, file_format, number, as_json, show, dtype, offload))
 
 
 def given(**values: Any) -> dict[str, Any]:

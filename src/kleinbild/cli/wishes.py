@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kleinbild.core.offload import Offload
 from kleinbild.core.precision import Precision
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """Where the pictures shall go (`-o`), in which format, how many, how they are told, in which numbers computed."""
+    """Where the pictures shall go (`-o`), in which format, how many, how they are told; in which numbers they are
+    computed, and where weights rest."""
 
     output: str | None = None
     format: str | None = None
@@ -17,3 +19,4 @@ class Wishes:
     as_json: bool = False
     show: bool = False
     dtype: Precision | None = None
+    offload: Offload | None = None

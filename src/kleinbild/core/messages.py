@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kleinbild.core.errors import KleinbildError
+from kleinbild.core.offload import Offload
 from kleinbild.core.requests import PictureRequest
 
 Priority = Literal["batch", "normal", "interactive"]
@@ -51,7 +52,8 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """From a worker, once: the model is loaded. `kernels` names what computes, for fingerprints and doctors."""
+    """From a worker, once: the model is loaded. `kernels` names what computes, for fingerprints and doctors; `offload`
+    says where weights rest."""
 
     model: str
     fingerprint: str
@@ -59,6 +61,7 @@ class Ready:
     dtype: str
     kernels: str
     load_seconds: float
+    offload: Offload = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from kleinbild.core.requests import PictureRequest
 from kleinbild.engine import cost
 from kleinbild.engine.caches import Caches
 from kleinbild.engine.denoise import step
+from kleinbild.engine.encode import encode_prompt, is_encoded
 from kleinbild.engine.latents import Sequence, segment_of
 from kleinbild.engine.picture import Picture
 from kleinbild.engine.pipeline import Stopwatch, begin, finish
@@ -36,6 +37,7 @@ from kleinbild.model.weights import Model
 
 ROWS_ENOUGH = 8192  # rows that fill any device: more in one pass make nobody's picture sooner
 MAX_OVERTAKEN = 16  # how often others may be admitted before a request that does not fit yet
+TURN_STEPS = 8  # of others, that a prompt lets go first if encoding it would send the transformer off the device
 URGENT = 2.0  # a deadline is near when less than so many times the forecast of the remaining steps is left
 
 OnStep = Callable[[int, int], None]
@@ -67,6 +69,7 @@ class Job:
     sequence: Sequence | None = None
     clock: float = 0.0
     overtaken: int = 0
+    passed: int = 0
     position: int | None = None
     cancelled: bool = False
     admitted: float = 0.0
@@ -185,7 +188,11 @@ class Batcher:
                 )
 
     def _admit(self) -> None:
+        encodes = self._encode_in_turn()
         for job in self._in_turn():
+            if not encodes and not is_encoded(self.caches, job.prepared):
+                job.passed += 1
+                continue
             if not self._fits(job):
                 job.overtaken += 1
                 if job.overtaken > MAX_OVERTAKEN:
@@ -194,6 +201,34 @@ class Batcher:
             self.waiting.remove(job)
             self._begin(job)
         self._tell_positions()
+
+    def _encode_in_turn(self) -> bool:
+        """Whether prompts may be encoded now: always, unless text encoder and transformer take turns on the device.
+
+        Then bringing one in costs more than a step. So all who wait have their prompts encoded at once, and do so when
+        nobody is under way, when one of them is urgent, or when one has let enough steps of others pass.
+        """
+        offloaded = self.model.offloaded
+        if offloaded is None or offloaded.placement.offload != "components":
+            return True
+        unknown = [job for job in self._in_turn() if not is_encoded(self.caches, job.prepared)]
+        if self.active and not any(self._urgent(job) or job.passed >= TURN_STEPS for job in unknown):
+            return False
+        for job in unknown:
+            job.passed = 0
+        for job in unknown[: self._num_prompts_kept()]:
+            try:
+                with job.watch("text"):
+                    encode_prompt(self.model, self.caches, job.prepared)
+            except Exception as error:  # noqa: BLE001 - as in `_begin`
+                self._fail(job, _in_words(error, job))
+        return True
+
+    def _num_prompts_kept(self) -> int:
+        """How many contexts the cache has room for, beside that of the empty prompt."""
+        text = self.model.spec.text_encoder
+        context_bytes = text.max_tokens * text.context_size * self.model.dtype.itemsize
+        return max(0, self.caches.prompts.limit_bytes // context_bytes - 1)
 
     def _in_turn(self) -> list[Job]:
         """Who waits, the next first: near deadlines, then callers with least under way for their share, then arrival."""
@@ -315,7 +350,8 @@ class Batcher:
 
     def _need(self, prepared: Prepared) -> cost.Need:
         segment, element = segment_of(self.model, prepared), self.model.dtype.itemsize
-        return cost.need(self.model.spec, segment, prepared.num_branches, prepared.size, element)
+        need = cost.need(self.model.spec, segment, prepared.num_branches, prepared.size, element)
+        return need if self.model.offloaded is None else need.beside(self.model.offloaded.placement)
 
     def _tell_positions(self) -> None:
         for position, job in enumerate(self._in_turn()):

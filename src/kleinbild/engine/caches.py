@@ -43,6 +43,9 @@ class TensorCache:
         self.counters = Counters()
         self._tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._tensors
+
     def get(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """The tensor of `key`, computed if it is not here. One that is larger than the limit is not kept."""
         if key in self._tensors:

@@ -7,10 +7,11 @@ were measured (`tests/unit/engine/test_cost.py` holds them to it).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kleinbild.core.sizes import LARGE_PICTURE, Size
 from kleinbild.model.packing import Segment
+from kleinbild.model.placement import Placement
 from kleinbild.model.spec import AutoencoderSpec, ModelSpec, TransformerSpec
 
 STEP_FACTOR = 1.3  # allocators round up, and buffers of the matrix library come on top
@@ -30,6 +31,14 @@ class Need:
     @property
     def peak(self) -> int:
         return self.held + max(self.step, self.decode)
+
+    def beside(self, placement: Placement) -> Need:
+        """What it comes to beside the most weights that are ever on the device: some may leave while it is decoded."""
+        return replace(self, decode=max(0, self.decode - (placement.most - placement.autoencoder)))
+
+    def peak_with(self, placement: Placement) -> int:
+        """The most of weights and picture together."""
+        return placement.most + self.beside(placement).peak
 
 
 def step_flops(spec: TransformerSpec, segment: Segment) -> int:

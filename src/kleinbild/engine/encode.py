@@ -41,6 +41,11 @@ def encode_prompt(model: Model, caches: Caches, one: Prepared) -> Context:
     )
 
 
+def is_encoded(caches: Caches, one: Prepared) -> bool:
+    """Whether `encode_prompt` would find all that it gives."""
+    return one.request.prompt in caches.prompts and (one.num_branches == 1 or "" in caches.prompts)
+
+
 def encode_references(model: Model, caches: Caches, one: Prepared) -> tuple[Tensor, ...]:
     """A request's references as normalised latents (1, C, r, c)."""
     return tuple(_encode_reference(model, caches, image) for image in one.references)

@@ -24,13 +24,15 @@ from kleinbild.engine.latents import segment_for
 from kleinbild.model.attention import BlockCaches
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.packing import Segment, pack
-from kleinbild.model.precision import QUANTIZED, compute_dtype, quantizable, quantize
+from kleinbild.model.placement import Placement, WeightBytes
+from kleinbild.model.precision import compute_dtype, quantize
 from kleinbild.model.spec import AutoencoderSpec, ModelSpec, TextEncoderSpec
-from kleinbild.model.text_encoder import Layer, TextEncoder, rotations, visible
-from kleinbild.model.transformer import DoubleBlock, Flux2Transformer, Modulated, SingleBlock
+from kleinbild.model.text_encoder import Layer, rotations, visible
+from kleinbild.model.transformer import DoubleBlock, Modulated, SingleBlock
 
 PART_SIDE = 256  # pixels of the part of a picture that the autoencoder is timed on
 STRIPS_FACTOR = 1.7  # what decoding in strips takes, to decoding whole: `benchmarks/strips.py`
+COPIED_BYTES = 64_000_000  # what moving weights to the device is timed on
 REPEATS, LONG_ENOUGH = 5, 0.5  # a timing is the best of so many, or the only one if it takes so many seconds
 
 
@@ -49,7 +51,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """`seconds` by stage (text, references, denoise, decode); bytes of the weights and, beside them, of the picture."""
+    """`seconds` by stage (text, references, denoise, decode, and what moving offloaded weights adds to them).
+
+    `weight_bytes` is the most that is on the device at a time, `picture_bytes` what the picture needs beside that.
+    """
 
     seconds: dict[str, float]
     weight_bytes: int
@@ -66,13 +71,15 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """What was measured: operations a second in the blocks and in the text encoder, seconds a pixel and a pair of cells."""
+    """What was measured: operations a second in the blocks and in the text encoder, seconds a pixel and a pair of cells,
+    bytes a second from the host to the device."""
 
     blocks: float
     text: float
     decode: float
     encode: float
     attention: float
+    moving: float
 
 
 @torch.inference_mode()
@@ -87,11 +94,25 @@ def measure(spec: ModelSpec, plan: Plan, *, device: torch.device, precision: Pre
         decode=decode / PART_SIDE**2,
         encode=encode / PART_SIDE**2,
         attention=_attention_seconds(spec.autoencoder, device, precision),
+        moving=COPIED_BYTES / _moving_seconds(device),
     )
 
 
-def forecast(spec: ModelSpec, plan: Plan, speeds: Speeds, *, precision: Precision, caching: bool = False) -> Forecast:
-    """What `plan` will take. `caching`: references are cached after the first step (kv variant)."""
+def forecast(
+    spec: ModelSpec,
+    plan: Plan,
+    speeds: Speeds,
+    *,
+    precision: Precision,
+    caching: bool = False,
+    placement: Placement | None = None,
+) -> Forecast:
+    """What `plan` will take. `caching`: references are cached after the first step (kv variant).
+
+    `placement` says where the weights are; None: all on the device.
+    """
+    weights = WeightBytes.of(spec, precision)
+    placement = placement or next(weights.placements())
     branches, segment = 2 if plan.guided else 1, _segment(spec, plan)
     caching = caching and bool(plan.references)
     first, later = (
@@ -105,36 +126,27 @@ def forecast(spec: ModelSpec, plan: Plan, speeds: Speeds, *, precision: Precisio
         "denoise": first + (plan.steps - 1) * later,
         "decode": strips * speeds.decode * plan.size.area + _attention(spec, plan.size, speeds),
     }
+    seconds["moving"] = _moving(weights, placement, branches, plan.steps, seconds, speeds)
     held = replace(segment, mode="store") if caching else segment
-    need = cost.need(spec, held, branches, plan.size, compute_dtype(precision).itemsize)
-    return Forecast(seconds, weight_bytes(spec, precision), need.peak)
+    need = cost.need(spec, held, branches, plan.size, compute_dtype(precision).itemsize).beside(placement)
+    return Forecast(seconds, placement.most, need.peak)
+
+
+def _moving(
+    weights: WeightBytes, placement: Placement, branches: int, steps: int, seconds: dict[str, float], speeds: Speeds
+) -> float:
+    """Seconds that are not spent on anything else meanwhile: blocks come while others compute, networks do not."""
+    if placement.offload == "components":
+        return (weights.text_encoder.whole + weights.transformer.whole) / speeds.moving
+    if placement.offload == "blocks":
+        text = branches * weights.text_encoder.blocks / speeds.moving
+        denoise = steps * weights.transformer.blocks / speeds.moving
+        return max(0.0, text - seconds["text"]) + max(0.0, denoise - seconds["denoise"])
+    return 0.0
 
 
 def _segment(spec: ModelSpec, plan: Plan) -> Segment:
     return segment_for(spec.autoencoder, spec.text_encoder.max_tokens, plan.size, plan.references)
-
-
-def weight_bytes(spec: ModelSpec, precision: Precision) -> int:
-    """Of all networks, as far as they are loaded."""
-    numbers, element = num_parameters(spec), compute_dtype(precision).itemsize
-    if precision not in QUANTIZED:
-        return element * numbers
-    in_eight_bits = sum(
-        network.get_parameter(f"{name}.weight").numel()
-        for network in _networks(spec)
-        for *_, name in quantizable(network)
-    )
-    return element * (numbers - in_eight_bits) + in_eight_bits
-
-
-def num_parameters(spec: ModelSpec) -> int:
-    """Of all networks, as far as they are loaded."""
-    return sum(parameter.numel() for network in _networks(spec) for parameter in network.parameters())
-
-
-def _networks(spec: ModelSpec) -> tuple[nn.Module, ...]:
-    with torch.device("meta"):
-        return Flux2Transformer(spec.transformer), TextEncoder(spec.text_encoder), Autoencoder(spec.autoencoder)
 
 
 def _step_seconds(
@@ -197,6 +209,12 @@ def _attention(spec: ModelSpec, size: Size, speeds: Speeds) -> float:
     a_cell = (spec.autoencoder.pixels_per_token // 2) ** 2
     cells, part = size.area / a_cell, PART_SIDE**2 / a_cell
     return speeds.attention * max(0.0, cells**2 - part * cells)
+
+
+def _moving_seconds(device: torch.device) -> float:
+    resting = torch.empty(COPIED_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    place = torch.empty_like(resting, device=device)
+    return _seconds(lambda: place.copy_(resting), device)
 
 
 def _random(build: Callable[[], Network], device: torch.device, precision: Precision) -> Network:

@@ -20,6 +20,7 @@ from typing import IO, Self
 
 from kleinbild.core.errors import CancelledError, KleinbildError, WorkerError, error_of
 from kleinbild.core.messages import Cancel, Done, Event, Failed, Queued, Ready, Submit, Terms, ToWorker
+from kleinbild.core.offload import Offload
 from kleinbild.core.requests import PictureRequest
 
 MAX_STARTS = 3  # of workers in a row that end without having made a picture
@@ -86,9 +87,10 @@ class RemoteEngine:
         *,
         device: str | None = None,
         dtype: str | None = None,
+        offload: Offload | None = None,
         memory_bytes: int | None = None,
     ) -> None:
-        options = {"--device": device, "--dtype": dtype, "--memory-bytes": memory_bytes}
+        options = {"--device": device, "--dtype": dtype, "--offload": offload, "--memory-bytes": memory_bytes}
         given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
         self._command = [sys.executable, "-m", "kleinbild.engine.worker", model, *given]
         self._ids = itertools.count()

@@ -12,24 +12,33 @@ import torch
 
 from kleinbild.core.errors import RequestError
 from kleinbild.core.metadata import Record
+from kleinbild.core.offload import Offload, read_offload
 from kleinbild.core.precision import Precision, choose_precision
 from kleinbild.core.requests import PictureRequest, replay_request
 from kleinbild.engine import machine
 from kleinbild.engine.batcher import Batcher, OnStep
 from kleinbild.engine.picture import Picture
 from kleinbild.engine.prepare import size_range
+from kleinbild.engine.residence import choose, place
+from kleinbild.model.placement import Placement
+from kleinbild.model.precision import prove
 from kleinbild.model.weights import Model, load_model
+from kleinbild.model.weights.load import default_precision
+from kleinbild.model.weights.sources import locate_parts, model_spec
 
 FREE_SHARE = 0.9
 
 
 class Engine:
-    """One loaded model. `device` and `dtype` say what was chosen, `load_seconds` what loading took.
+    """One loaded model. `device`, `dtype` and `offload` say what was chosen, `notes` what came out otherwise than
+    asked for, `load_seconds` what loading took.
 
     Without `device`: CUDA if there is one, else Apple's GPU (mps), else the CPU. Without `dtype`: float32 for small
     models, bfloat16 for those with billions of parameters. "int8" and "fp8" have the linear layers of all blocks in
-    eight bits, and bfloat16 elsewhere; where they do not work, `notes` say so, and it is bfloat16. Thread-safe: one
-    pass at a time, others wait.
+    eight bits, and bfloat16 elsewhere; where they do not work, `notes` say so, and it is bfloat16. Without `offload`:
+    the fastest way in which weights and a picture of the model's own size fit into the device's free memory
+    (`engine.residence`); CapacityError where none does. Pictures do not depend on it. On a CPU it is "none": others
+    save nothing there. Thread-safe: one pass at a time, others wait.
     """
 
     def __init__(
@@ -38,10 +47,20 @@ class Engine:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
+        offload: Offload | None = None,
     ) -> None:
         begun = time.perf_counter()
         self.name = str(model)
-        self.model: Model = load_model(model, device=choose_device(device), precision=choose_precision(dtype))
+        chosen, precision = choose_device(device), choose_precision(dtype)
+        self.notes: tuple[str, ...] = ()
+        if precision is not None and (problem := prove(precision, chosen)):
+            self.notes = (f"bfloat16 instead of {precision}, which does not work here: {problem}",)
+            precision = "bfloat16"
+        self.placement = placement_of(model, chosen, precision, offload)
+        offloads = self.offload != "none"
+        self.model: Model = load_model(model, device="cpu" if offloads else chosen, precision=precision)
+        if offloads:
+            place(self.model, chosen, self.placement)
         self.sizes = size_range(self.model.settings, self.model.spec)
         self.load_seconds = time.perf_counter() - begun
         self._batcher = Batcher(self.model)
@@ -57,9 +76,15 @@ class Engine:
         return self.model.precision
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What came out otherwise than asked for."""
-        return self.model.notes
+    def offload(self) -> Offload:
+        return self.placement.offload
+
+    def room(self) -> int | None:
+        """Bytes that pictures may take beside the weights, those included that are still to come to the device."""
+        free, offloaded = free_memory(self.device), self.model.offloaded
+        if free is None or offloaded is None:
+            return free
+        return max(0, free - (self.placement.most - offloaded.traffic.resident_bytes))
 
     def generate(self, request: PictureRequest, *, on_step: OnStep | None = None) -> Picture:
         """The picture that `request` asks for. `on_step(done, total)` is called after each step."""
@@ -125,6 +150,21 @@ def choose_device(device: torch.device | str | None) -> torch.device:
             f"there is no device {str(chosen)!r} on this machine", "use cpu, or leave the choice to Kleinbild"
         )
     return chosen
+
+
+def placement_of(
+    model: str | Path, device: torch.device, precision: Precision | None, offload: Offload | None
+) -> Placement:
+    """Where the model's weights go: as told, or chosen. Raises CapacityError where they do not fit, RequestError for an unknown word."""
+    wanted = None if offload is None else read_offload(offload)
+    name, parts = locate_parts(model)
+    spec = model_spec(parts)
+    return choose(name, spec, precision or default_precision(spec), own_memory(device), wanted)
+
+
+def own_memory(device: torch.device) -> int | None:
+    """Bytes that may be used of memory that the device has to itself. None where it shares the host's."""
+    return free_memory(device) if device.type == "cuda" else None
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -18,10 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
 from kleinbild.core.messages import Cancel, Done, Event, Failed, FromWorker, Ready, ToWorker
+from kleinbild.core.offload import OFFLOADS
 from kleinbild.engine import machine
 from kleinbild.engine.batcher import Batcher, Job
 from kleinbild.engine.picture import Picture
-from kleinbild.engine.runtime import Engine, free_memory, kernels
+from kleinbild.engine.runtime import Engine, kernels
 
 
 class Worker:
@@ -39,7 +40,17 @@ class Worker:
         """Until None arrives: whoever started this process has gone."""
         model = self.engine.model
         load = self.engine.load_seconds
-        self.send(Ready(self.engine.name, model.fingerprint, model.device.type, model.precision, self.kernels, load))
+        self.send(
+            Ready(
+                self.engine.name,
+                model.fingerprint,
+                model.device.type,
+                model.precision,
+                self.kernels,
+                load,
+                self.engine.offload,
+            )
+        )
         while True:
             try:
                 message = inbox.get(block=not self.batcher.busy)
@@ -116,6 +127,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--device")
     parser.add_argument("--dtype")
+    parser.add_argument("--offload", choices=OFFLOADS)
     parser.add_argument("--memory-bytes", type=int, help="what all requests may hold together beside the weights")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; whoever started this decides
@@ -124,12 +136,12 @@ def main() -> None:
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not get between the messages
     try:
-        engine = Engine(arguments.model, device=arguments.device, dtype=arguments.dtype)
+        engine = Engine(arguments.model, device=arguments.device, dtype=arguments.dtype, offload=arguments.offload)
     except Exception as error:  # noqa: BLE001 - told to whoever started this process
         pickle.dump(Failed.of("", error), messages)
         messages.flush()
         return
-    Worker(engine, messages, arguments.memory_bytes or free_memory(engine.device)).serve(inbox)
+    Worker(engine, messages, arguments.memory_bytes or engine.room()).serve(inbox)
 
 
 if __name__ == "__main__":

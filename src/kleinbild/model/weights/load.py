@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from kleinbild.core.errors import WeightsError
 from kleinbild.core.precision import Precision
 from kleinbild.model.autoencoder import Autoencoder
-from kleinbild.model.precision import QUANTIZED, compute_dtype, prove, quantizable
+from kleinbild.model.offload import Offloaded
+from kleinbild.model.precision import QUANTIZED, compute_dtype, quantizable
 from kleinbild.model.spec import ModelSpec
 from kleinbild.model.text_encoder import TextEncoder
 from kleinbild.model.tokenizer import PromptTokenizer
@@ -43,8 +44,8 @@ Network = TypeVar("Network", bound=nn.Module)
 class Model:
     """A model ready to run: networks in eval mode, without gradients, on one device, and what is needed around them.
 
+    `device` is where it computes. Its weights are there, too, unless they are `offloaded` (`engine.residence.place`).
     `fingerprint` is the same wherever and in whatever layout the same weights lie, whatever type they are loaded in.
-    `notes` say what came out otherwise than asked for.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Model:
     device: torch.device
     precision: Precision
     fingerprint: str
-    notes: tuple[str, ...] = ()
+    offloaded: Offloaded | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -70,9 +71,6 @@ def load_model(
 ) -> Model:
     """A known model, or the one in a weight file or folder. Without `precision`: float32 if small, else bfloat16.
 
-    A precision of eight bits that this device gets wrong is not used: the model is in bfloat16 then, and says so in
-    its `notes`.
-
     Raises UnknownModelError, MissingWeightsError where parts are not on this machine, and WeightsError where a file is
     damaged, does not fit, or holds NaN or infinity.
     """
@@ -80,10 +78,6 @@ def load_model(
     spec = model_spec(parts)
     device, digest = torch.device(device), hashlib.sha256()
     precision = precision or default_precision(spec)
-    notes: tuple[str, ...] = ()
-    if problem := prove(precision, device):
-        notes = (f"bfloat16 instead of {precision}, which does not work here: {problem}",)
-        precision = "bfloat16"
     components = parts.components
     assert parts.tokenizer is not None  # `locate_parts` has seen to it
     return Model(
@@ -101,7 +95,6 @@ def load_model(
         device=device,
         precision=precision,
         fingerprint=digest.hexdigest()[:16],
-        notes=notes,
     )
 
 
