@@ -255,9 +255,8 @@ def offloaded_networks(bench: Bench, way: Offload) -> tuple[Flux2Transformer, Te
             twin = type(network)(network.spec)
         twin.load_state_dict({name: tensor.cpu() for name, tensor in network.state_dict().items()}, assign=True)
         twins.append(twin.requires_grad_(False).eval())
-    # The transformer stays while the autoencoder works: so it is chosen on cards of 12 and 16 GB.
-    placements = WeightBytes.of(bench.spec, "float32" if bench.dtype == torch.float32 else "bfloat16").placements()
-    placement = next(each for each in placements if each.offload == way)
+    # Of `components` the first: the transformer stays while the autoencoder works, as on cards of 12 and 16 GB.
+    placement = next(each for each in WeightBytes.of(bench.spec, "bfloat16").placements() if each.offload == way)
     offload(*twins, placement, bench.device, pinned=bench.device.type == "cuda")
     return tuple(twins)
 
@@ -427,9 +426,7 @@ def work(spec: TransformerSpec, segment: Segment, batch: int, *, caching: bool, 
     else:  # references see themselves alone, and only in the first step
         pairs = own * (own + references) + (references * references if first else 0)
     linear = num_blocks * rows * 2 * (4 * hidden + 3 * spec.mlp_size) * hidden
-    linear -= (
-        segment.num_text * 2 * (hidden + spec.mlp_size) * hidden
-    )  # nothing reads the text after the last attention
+    linear -= 2 * segment.num_text * (hidden + spec.mlp_size) * hidden  # rows of the last product that nothing reads
     attention = num_blocks * 4 * pairs * hidden
     edges = 2 * hidden * (2 * stream * spec.in_channels + segment.num_text * spec.context_size)
     vectors = batch + (1 if caching and first else 0)  # one more for the references' time

@@ -18,7 +18,6 @@ from kleinbild.cli.failures import ENGINE_PACKAGES
 from kleinbild.cli.terminal import progress, result, result_json
 from kleinbild.core.amounts import gigabytes
 from kleinbild.core.errors import KleinbildError, ModelError
-from kleinbild.core.precision import Precision
 from kleinbild.core.sizes import Size
 from kleinbild.engine import machine
 
@@ -188,7 +187,6 @@ def picture() -> Fact:
 
 def forecasts() -> Iterator[Fact]:
     """Seconds a picture of each large model, from a few of its blocks at their real size; whether it would fit, and how."""
-
     from kleinbild.engine.forecast import Plan, forecast, measure
     from kleinbild.engine.residence import best_placement
     from kleinbild.engine.runtime import available_memory, choose_device, own_memory
@@ -198,22 +196,21 @@ def forecasts() -> Iterator[Fact]:
 
     device = choose_device(None)
     timed = Plan(Size(FORECAST_SIDES[0], FORECAST_SIDES[0]), (), steps=1, guided=False)
-    precision: Precision = "bfloat16"
     available, own = available_memory(device), own_memory(device)  # before measuring, which keeps some
-    speeds = measure(SPECS["klein-4b"], timed, device=device, precision=precision)
+    speeds = measure(SPECS["klein-4b"], timed, device=device, precision="bfloat16")
     for entry in entries():
         if entry.family not in SPECS:
             continue
         settings = official(entry.variant)
         guided = settings.default_guidance != 1
         spec = replace(SPECS[entry.family], default_guidance=settings.default_guidance)
-        placement = best_placement(spec, precision, own)
+        placement = best_placement(spec, "bfloat16", own)
         made = {
             f"{side}x{side}": forecast(
                 spec,
                 Plan(Size(side, side), (), settings.default_steps, guided),
                 speeds,
-                precision=precision,
+                precision="bfloat16",
                 placement=placement,
             )
             for side in FORECAST_SIDES

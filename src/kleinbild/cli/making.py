@@ -54,8 +54,8 @@ def load(model: str, record: Record | None, wishes: Wishes) -> Engine:
     begun = time.perf_counter()
     from kleinbild.engine.runtime import Engine  # torch: the larger part of the time for small models
 
-    device, dtype = (record.device, record.dtype) if record else (None, None)
-    engine = Engine(model, device=device, dtype=wishes.dtype or dtype, offload=wishes.offload)
+    then = (record.device, record.dtype) if record else (None, None)
+    engine = Engine(model, device=then[0], dtype=wishes.dtype or then[1], offload=wishes.offload)
     how = engine.dtype if engine.offload == "none" else f"{engine.dtype}, offload {engine.offload}"
     say(f"{engine.model.name} on {engine.device}, {how}, loaded in {time.perf_counter() - begun:.1f} s", "dim")
     for note in engine.notes:

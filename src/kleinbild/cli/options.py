@@ -137,17 +137,6 @@ Guidance = Annotated[
         help="Strength of the prompt, base models only. Default: the model's own.",
     ),
 ]
-OffloadOption = Annotated[
-    # A Literal would be refused in typer's words; this is refused in ours.
-    Any,
-    typer.Option(
-        "--offload",
-        metavar="WAY",
-        parser=read_offload,
-        help="For GPUs smaller than the model: none (all weights stay on the GPU), components (text encoder and "
-        "transformer in turns) or blocks (two at a time). The picture is the same. Default: the fastest that fits.",
-    ),
-]
 Canvas = Annotated[
     Size | None,
     typer.Option(
@@ -184,6 +173,16 @@ CacheReferences = Annotated[
         "--cache-references",
         help="Faster with large or several pictures: after the first step they are not computed again. "
         "An approximation on models not trained for it; klein-9b-kv does it by itself.",
+    ),
+]
+OffloadOption = Annotated[
+    Any,  # as `Dtype`
+    typer.Option(
+        "--offload",
+        metavar="WAY",
+        parser=read_offload,
+        help="For GPUs smaller than the model: none (all weights stay on the GPU), components (text encoder and "
+        "transformer in turns) or blocks (two at a time). The picture is the same. Default: the fastest that fits.",
     ),
 ]
 Format = Annotated[

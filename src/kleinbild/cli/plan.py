@@ -81,8 +81,9 @@ def foresee(request: PictureRequest, dtype: Precision | None, offload: Offload |
     available, own = free_memory(device), own_memory(device)  # before measuring, which keeps some
     placement = best_placement(spec, precision, own, offload)
     speeds = measure(spec, wanted, device=device, precision=precision)
-    caching = settled.reference_mode != "joint"
-    told = forecast(spec, wanted, speeds, precision=precision, caching=caching, placement=placement)
+    told = forecast(
+        spec, wanted, speeds, precision=precision, caching=settled.reference_mode != "joint", placement=placement
+    )
     return {
         "model": name,
         "device": str(device),

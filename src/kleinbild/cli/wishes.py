@@ -10,8 +10,8 @@ from kleinbild.core.precision import Precision
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """Where the pictures shall go (`-o`), in which format, how many, how they are told; in which numbers they are
-    computed, and where weights rest."""
+    """Where the pictures shall go (`-o`), in which format, how many, and how they are told; in which numbers they are
+    computed, and where weights rest meanwhile."""
 
     output: str | None = None
     format: str | None = None

@@ -8,13 +8,6 @@ from kleinbild.core.errors import RequestError
 
 Precision = Literal["float32", "bfloat16", "int8", "fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-EIGHT_BITS: tuple[Precision, ...] = ("int8", "fp8")
-"""Linear layers of all blocks in eight bits, the rest in bfloat16."""
-
-
-def element_bytes(precision: Precision) -> int:
-    """The bytes of a number, of those that are not in eight bits."""
-    return 4 if precision == "float32" else 2
 
 
 def choose_precision(name: object | None) -> Precision | None:

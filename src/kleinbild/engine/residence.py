@@ -6,17 +6,16 @@ and transformer in turns; else both of them block by block (`model.offload`).
 
 from __future__ import annotations
 
-import torch
-
 from kleinbild.core.amounts import gigabytes
 from kleinbild.core.errors import CapacityError
 from kleinbild.core.offload import Offload
-from kleinbild.core.precision import Precision, element_bytes
+from kleinbild.core.precision import Precision
 from kleinbild.core.sizes import Size
 from kleinbild.engine import cost, machine
 from kleinbild.engine.latents import segment_for
-from kleinbild.model.offload import offload
+from kleinbild.model.offload import offload, tensors_of
 from kleinbild.model.placement import Placement, WeightBytes
+from kleinbild.model.precision import compute_dtype
 from kleinbild.model.spec import ModelSpec
 from kleinbild.model.weights import Model
 
@@ -27,7 +26,7 @@ def usual_need(spec: ModelSpec, precision: Precision) -> cost.Need:
     """Of a picture of the model's own size from words: room for it is kept when weights are placed."""
     size = Size(spec.default_size, spec.default_size)
     segment = segment_for(spec.autoencoder, spec.text_encoder.max_tokens, size, ())
-    return cost.need(spec, segment, 1 if spec.default_guidance == 1 else 2, size, element_bytes(precision))
+    return cost.need(spec, segment, 1 if spec.default_guidance == 1 else 2, size, compute_dtype(precision).itemsize)
 
 
 def best_placement(
@@ -71,15 +70,16 @@ def choose(
     )
 
 
-def place(model: Model, device: torch.device, placement: Placement) -> None:
-    """Makes `model`, loaded on the CPU, compute on `device`, with its weights placed so."""
+def place(model: Model, placement: Placement) -> None:
+    """Makes `model`, whose weights are on the CPU, compute on its device, with its weights placed so."""
     networks = (model.transformer, model.text_encoder, model.autoencoder)
-    model.offloaded = offload(*networks, placement, device, pinned=device.type == "cuda" and _may_be_pinned(model))
-    model.device = device
+    pinned = model.device.type == "cuda" and _may_be_pinned(model)
+    model.offloaded = offload(*networks, placement, model.device, pinned=pinned)
 
 
 def _may_be_pinned(model: Model) -> bool:
     """Whether the host has the memory; else weights rest where they were loaded, in the file's mapped pages if they can."""
     free = machine.memory()
-    num_bytes = sum(p.nbytes for network in (model.transformer, model.text_encoder) for p in network.parameters())
+    travelling = (model.transformer, model.text_encoder)
+    num_bytes = sum(tensor.nbytes for network in travelling for tensor in tensors_of(network).values())
     return free is None or num_bytes <= PINNED_SHARE * free[1]

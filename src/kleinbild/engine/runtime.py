@@ -21,24 +21,22 @@ from kleinbild.engine.picture import Picture
 from kleinbild.engine.prepare import size_range
 from kleinbild.engine.residence import choose, place
 from kleinbild.model.placement import Placement
-from kleinbild.model.precision import prove
 from kleinbild.model.weights import Model, load_model
-from kleinbild.model.weights.load import default_precision
+from kleinbild.model.weights.load import usable_precision
 from kleinbild.model.weights.sources import locate_parts, model_spec
 
 FREE_SHARE = 0.9
 
 
 class Engine:
-    """One loaded model. `device`, `dtype` and `offload` say what was chosen, `notes` what came out otherwise than
-    asked for, `load_seconds` what loading took.
+    """One loaded model. `device`, `dtype` and `offload` say what was chosen, `load_seconds` what loading took.
 
     Without `device`: CUDA if there is one, else Apple's GPU (mps), else the CPU. Without `dtype`: float32 for small
     models, bfloat16 for those with billions of parameters. "int8" and "fp8" have the linear layers of all blocks in
     eight bits, and bfloat16 elsewhere; where they do not work, `notes` say so, and it is bfloat16. Without `offload`:
     the fastest way in which weights and a picture of the model's own size fit into the device's free memory
-    (`engine.residence`); CapacityError where none does. Pictures do not depend on it. On a CPU it is "none": others
-    save nothing there. Thread-safe: one pass at a time, others wait.
+    (`engine.residence`); CapacityError where none does. Pictures do not depend on it. On a CPU it is "none": others save
+    nothing there. Thread-safe: one pass at a time, others wait.
     """
 
     def __init__(
@@ -52,15 +50,11 @@ class Engine:
         begun = time.perf_counter()
         self.name = str(model)
         chosen, precision = choose_device(device), choose_precision(dtype)
-        self.notes: tuple[str, ...] = ()
-        if precision is not None and (problem := prove(precision, chosen)):
-            self.notes = (f"bfloat16 instead of {precision}, which does not work here: {problem}",)
-            precision = "bfloat16"
         self.placement = placement_of(model, chosen, precision, offload)
-        offloads = self.offload != "none"
-        self.model: Model = load_model(model, device="cpu" if offloads else chosen, precision=precision)
-        if offloads:
-            place(self.model, chosen, self.placement)
+        weights_on = None if self.offload == "none" else "cpu"
+        self.model: Model = load_model(model, device=chosen, precision=precision, weights_on=weights_on)
+        if self.offload != "none":
+            place(self.model, self.placement)
         self.sizes = size_range(self.model.settings, self.model.spec)
         self.load_seconds = time.perf_counter() - begun
         self._batcher = Batcher(self.model)
@@ -74,6 +68,11 @@ class Engine:
     def dtype(self) -> Precision:
         """ "float32", "bfloat16", "int8" or "fp8"."""
         return self.model.precision
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What came out otherwise than asked for."""
+        return self.model.notes
 
     @property
     def offload(self) -> Offload:
@@ -159,7 +158,8 @@ def placement_of(
     wanted = None if offload is None else read_offload(offload)
     name, parts = locate_parts(model)
     spec = model_spec(parts)
-    return choose(name, spec, precision or default_precision(spec), own_memory(device), wanted)
+    used, _ = usable_precision(spec, precision, device)
+    return choose(name, spec, used, own_memory(device), wanted)
 
 
 def own_memory(device: torch.device) -> int | None:

@@ -38,17 +38,16 @@ class Worker:
 
     def serve(self, inbox: queue.SimpleQueue[ToWorker | None]) -> None:
         """Until None arrives: whoever started this process has gone."""
-        model = self.engine.model
-        load = self.engine.load_seconds
+        engine, model = self.engine, self.engine.model
         self.send(
             Ready(
-                self.engine.name,
-                model.fingerprint,
-                model.device.type,
-                model.precision,
-                self.kernels,
-                load,
-                self.engine.offload,
+                model=engine.name,
+                fingerprint=model.fingerprint,
+                device=model.device.type,
+                dtype=model.precision,
+                kernels=self.kernels,
+                load_seconds=engine.load_seconds,
+                offload=engine.offload,
             )
         )
         while True:

@@ -1,4 +1,4 @@
-"""Which of a model's weights are on the device while which network computes, in bytes; counted from shapes, without torch.
+"""Which of a model's weights are on the device while which network computes, in bytes, counted from shapes.
 
 `model.offload` brings it about, `engine.residence` chooses.
 """
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from math import prod
 
 from kleinbild.core.offload import Offload
-from kleinbild.core.precision import EIGHT_BITS, Precision, element_bytes
+from kleinbild.core.precision import Precision
+from kleinbild.model.precision import BLOCKS, QUANTIZED, compute_dtype
 from kleinbild.model.spec import ModelSpec
 from kleinbild.model.weights.fit import expected_shapes
 
 ALIGNMENT = 512  # bytes; as torch's allocator lays tensors out, so that kernels meet them no differently here
-BLOCK = re.compile(r"((?:double_blocks|single_blocks|model\.layers)\.\d+)\.")
-MATRIX = 2  # dimensions of a linear layer's weight: nothing else in a block has as many
-SCALE_BYTES = 4  # of an output feature in eight bits
+BLOCK = re.compile(rf"((?:{'|'.join(map(re.escape, BLOCKS))})\.\d+)\.")
+SCALE = 4  # bytes of the number that each row of a quantized weight has
 LOOKED_UP = "model.embed_tokens"  # a prompt needs some hundred of its rows: they are looked up on the host
 
 
@@ -80,17 +80,17 @@ class NetworkBytes:
         blocks, rest = divide(shapes)
 
         def packed(names: Iterable[str]) -> int:
-            return packed_bytes(size for name in names for size in sizes_of(name, shapes[name], precision))
+            return packed_bytes(size for name in names for size in tensor_bytes(name, shapes[name], precision))
 
         in_blocks = [packed(names) for names in blocks.values()]
         return cls(packed(shapes), packed(rest), max(in_blocks, default=0), sum(in_blocks))
 
 
-def sizes_of(name: str, shape: Sequence[int], precision: Precision) -> tuple[int, ...]:
-    """Bytes of a tensor, and of its scales if it is in eight bits."""
-    if precision in EIGHT_BITS and BLOCK.match(name) and len(shape) == MATRIX:
-        return prod(shape), SCALE_BYTES * shape[0]
-    return (element_bytes(precision) * prod(shape),)
+def tensor_bytes(name: str, shape: Sequence[int], precision: Precision) -> list[int]:
+    """Of what a tensor of a weight file becomes: one tensor, or if it is quantized, numbers and scales."""
+    if precision in QUANTIZED and BLOCK.match(name) and len(shape) == 2:
+        return [prod(shape), SCALE * shape[0]]
+    return [compute_dtype(precision).itemsize * prod(shape)]
 
 
 def divide(names: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import torch
 
 from kleinbild.core.amounts import gigabytes
 from kleinbild.core.errors import CapacityError, RequestError
 from kleinbild.core.messages import Decoding, Encoding, Stepped, Terms
 from kleinbild.core.offload import Offload
+from kleinbild.core.precision import PRECISIONS, Precision
 from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size
 from kleinbild.engine.batcher import TURN_STEPS, Batcher
@@ -26,12 +26,13 @@ from tests.unit.engine.test_batcher import Ear, put, run
 from tests.unit.engine.test_pipeline import A, mixed, request
 
 GB = 10**9
+BFLOAT16: Precision = "bfloat16"
 COUNTER = packed_bytes([8])  # BatchNorm's, which is in no file
 
 
-def of_card(size: int) -> int:
+def of_card(gigabytes: int) -> int:
     """What is used of a card of that size: some is the driver's, some is left for others."""
-    return int(FREE_SHARE * size * GB)
+    return int(FREE_SHARE * gigabytes * GB)
 
 
 @pytest.mark.parametrize(
@@ -47,15 +48,15 @@ def of_card(size: int) -> int:
     ],
 )
 def test_klein_4b_is_placed_by_the_card(card: int, way: Offload, autoencoder_alone: bool) -> None:
-    placement = choose("klein-4b", KLEIN_4B, "bfloat16", of_card(card))
+    placement = choose("klein-4b", KLEIN_4B, BFLOAT16, of_card(card))
     assert placement.offload == way
     assert (placement.autoencoder < placement.transformer) == autoencoder_alone
-    assert usual_need(KLEIN_4B, "bfloat16").peak_with(placement) <= of_card(card)
+    assert usual_need(KLEIN_4B, BFLOAT16).peak_with(placement) <= of_card(card)
 
 
 def test_the_bytes_of_klein_4b() -> None:
     """As published, in bfloat16: the transformer 7.75 GB, of the text encoder 27 layers and the embedding, 6.2 GB."""
-    weights = WeightBytes.of(KLEIN_4B, "bfloat16")
+    weights = WeightBytes.of(KLEIN_4B, BFLOAT16)
     assert weights.transformer.whole == pytest.approx(7.75e9, rel=0.001)
     assert weights.text_encoder.whole == pytest.approx(6.23e9, rel=0.001)
     assert weights.autoencoder.whole == pytest.approx(0.168e9, rel=0.01)
@@ -63,31 +64,38 @@ def test_the_bytes_of_klein_4b() -> None:
     assert everything.most == pytest.approx(14.15e9, rel=0.002)
     assert together.most == alone.most == weights.transformer.whole + weights.autoencoder.whole
     assert blocks.most == pytest.approx(1.54e9, rel=0.01)  # two blocks of 0.49, 0.39 of modulation and the like
-    assert usual_need(KLEIN_4B, "bfloat16").peak_with(blocks) < 4.5e9
+    assert usual_need(KLEIN_4B, BFLOAT16).peak_with(blocks) < 4.5e9
+
+
+def test_eight_bits_need_half_the_memory() -> None:
+    whole, eight_bits = (next(WeightBytes.of(KLEIN_4B, precision).placements()) for precision in (BFLOAT16, "int8"))
+    assert eight_bits.most == pytest.approx(0.55 * whole.most, rel=0.02)
+    chosen = [choose("klein-4b", KLEIN_4B, "int8", of_card(card)).offload for card in (5, 6, 12)]
+    assert chosen == ["blocks", "components", "none"]
 
 
 def test_guidance_is_reckoned_with() -> None:
     base = replace(KLEIN_4B, default_guidance=4.0)
-    assert usual_need(base, "bfloat16").step == pytest.approx(2 * usual_need(KLEIN_4B, "bfloat16").step)
+    assert usual_need(base, BFLOAT16).step == pytest.approx(2 * usual_need(KLEIN_4B, BFLOAT16).step)
 
 
 def test_more_memory_never_means_more_moving() -> None:
     order = ["blocks", "components", "none"]
     for spec in (KLEIN_4B, KLEIN_9B):
-        chosen = [best_placement(spec, "bfloat16", of_card(card)).offload for card in range(4, 100)]
+        chosen = [best_placement(spec, BFLOAT16, of_card(card)).offload for card in range(4, 100)]
         assert [order.index(way) for way in chosen] == sorted(order.index(way) for way in chosen)
         assert set(chosen) == set(order)
 
 
 def test_too_little_for_blocks_is_refused_with_the_numbers() -> None:
     with pytest.raises(CapacityError) as caught:
-        choose("klein-4b", KLEIN_4B, "bfloat16", 3 * GB)
+        choose("klein-4b", KLEIN_4B, BFLOAT16, 3 * GB)
     assert caught.value.message == (
         "klein-4b needs 4.24 GB on the device even with its blocks offloaded "
         "(1.54 GB of weights, 2.70 GB for a picture of 1024x1024), 3.00 GB are free"
     )
     assert "smaller pictures" in caught.value.hint
-    assert choose("klein-4b", KLEIN_4B, "bfloat16", 3 * GB, "blocks").offload == "blocks"  # smaller ones it is
+    assert choose("klein-4b", KLEIN_4B, BFLOAT16, 3 * GB, "blocks").offload == "blocks"  # smaller ones it is
 
 
 @pytest.mark.parametrize(
@@ -97,14 +105,14 @@ def test_what_is_asked_for_is_done_or_refused_with_the_numbers(wanted: Offload, 
     with pytest.raises(
         CapacityError, match=rf"offload '{wanted}' keeps {weights} GB .*, {gigabytes(memory * GB)} are free"
     ):
-        choose("klein-4b", KLEIN_4B, "bfloat16", memory * GB, wanted)
+        choose("klein-4b", KLEIN_4B, BFLOAT16, memory * GB, wanted)
     for enough in (memory + 1, 80, None):
         free = enough and enough * GB
-        assert choose("klein-4b", KLEIN_4B, "bfloat16", free, wanted).offload == wanted
+        assert choose("klein-4b", KLEIN_4B, BFLOAT16, free, wanted).offload == wanted
 
 
 def test_a_device_without_memory_of_its_own_holds_everything() -> None:
-    assert choose("klein-4b", KLEIN_4B, "bfloat16", None).offload == "none"
+    assert choose("klein-4b", KLEIN_4B, BFLOAT16, None).offload == "none"
 
 
 def offloaded(engine: Engine) -> Offloaded:
@@ -136,14 +144,14 @@ def test_pictures_do_not_depend_on_it(which: str, way: Offload, request: pytest.
     assert moving.placement.most == offloaded(moving).traffic.peak_bytes - COUNTER
 
 
-def test_nano_and_bfloat16(way: Offload) -> None:
+def test_nano_in_all_numbers(way: Offload) -> None:
     asked = [PictureRequest("a fox on red", seed=1), PictureRequest("a cat on mint", seed=2, size=Size(96, 64))]
-    for dtype in ("float32", "bfloat16"):
+    for dtype in PRECISIONS:
         resident, moving = Engine("nano", dtype=dtype), Engine("nano", dtype=dtype, offload=way)
         for one, other in zip(resident.generate_all(asked), moving.generate_all(asked), strict=True):
             assert one.to_bytes() == other.to_bytes()
         traffic = offloaded(moving).traffic
-        assert traffic.peak_bytes < 0.9 * resident.placement.most
+        assert traffic.peak_bytes - COUNTER == moving.placement.most < 0.9 * resident.placement.most
         assert (traffic.num_moves == 2) == (way == "components")  # text encoder, transformer
 
 
@@ -151,7 +159,7 @@ def test_the_autoencoder_alone(engine: Engine) -> None:
     """What is chosen where memory is short: nobody else is there while it works."""
     model = load_model(engine.name)
     *_, alone, _ = WeightBytes.of(model.spec, "float32").placements()
-    place(model, torch.device("cpu"), alone)
+    place(model, alone)
     assert model.offloaded is not None
     resident: list[int] = []
     model.autoencoder.decoder.register_forward_pre_hook(
@@ -166,8 +174,8 @@ def test_the_autoencoder_alone(engine: Engine) -> None:
 
 
 def test_the_picture_may_take_what_leaves_for_it() -> None:
-    need = usual_need(KLEIN_4B, "bfloat16")
-    everything, together, alone, _ = WeightBytes.of(KLEIN_4B, "bfloat16").placements()
+    need = usual_need(KLEIN_4B, BFLOAT16)
+    everything, together, alone, _ = WeightBytes.of(KLEIN_4B, BFLOAT16).placements()
     assert need.beside(everything) == need.beside(together) == need
     assert need.beside(alone).decode == 0
     assert need.peak_with(alone) == max(

@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("precision", EIGHT_BITS)
 def test_the_blocks_linear_layers_are_quantized_and_nothing_else_is(path: Path, precision: Precision) -> None:
     plain, quantized = load_model(path), load_model(path, precision=precision)
-    assert (quantized.precision, quantized.dtype) == (precision, torch.bfloat16)
+    assert (quantized.precision, quantized.dtype, quantized.notes) == (precision, torch.bfloat16, ())
     assert quantized.fingerprint == plain.fingerprint
     for name in ("transformer", "text_encoder", "autoencoder"):
         kinds = {place: type(module) for place, module in getattr(quantized, name).named_modules()}

@@ -22,7 +22,7 @@ from kleinbild.core.errors import WeightsError
 from kleinbild.core.precision import Precision
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.offload import Offloaded
-from kleinbild.model.precision import QUANTIZED, compute_dtype, quantizable
+from kleinbild.model.precision import QUANTIZED, compute_dtype, prove, quantizable
 from kleinbild.model.spec import ModelSpec
 from kleinbild.model.text_encoder import TextEncoder
 from kleinbild.model.tokenizer import PromptTokenizer
@@ -46,6 +46,7 @@ class Model:
 
     `device` is where it computes. Its weights are there, too, unless they are `offloaded` (`engine.residence.place`).
     `fingerprint` is the same wherever and in whatever layout the same weights lie, whatever type they are loaded in.
+    `notes` say what came out otherwise than asked for.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Model:
     device: torch.device
     precision: Precision
     fingerprint: str
+    notes: tuple[str, ...] = ()
     offloaded: Offloaded | None = None
 
     @property
@@ -67,9 +69,18 @@ class Model:
 
 
 def load_model(
-    name_or_path: str | Path, *, device: torch.device | str = "cpu", precision: Precision | None = None
+    name_or_path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    precision: Precision | None = None,
+    weights_on: torch.device | str | None = None,
 ) -> Model:
     """A known model, or the one in a weight file or folder. Without `precision`: float32 if small, else bfloat16.
+
+    A precision of eight bits that this device gets wrong is not used: the model is in bfloat16 then, and says so in
+    its `notes`.
+
+    `weights_on` is where the weights go, if not to `device`: it cannot compute then until they are offloaded.
 
     Raises UnknownModelError, MissingWeightsError where parts are not on this machine, and WeightsError where a file is
     damaged, does not fit, or holds NaN or infinity.
@@ -77,7 +88,8 @@ def load_model(
     name, parts = locate_parts(name_or_path)
     spec = model_spec(parts)
     device, digest = torch.device(device), hashlib.sha256()
-    precision = precision or default_precision(spec)
+    precision, notes = usable_precision(spec, precision, device)
+    where = device if weights_on is None else weights_on
     components = parts.components
     assert parts.tokenizer is not None  # `locate_parts` has seen to it
     return Model(
@@ -85,16 +97,15 @@ def load_model(
         spec=spec,
         settings=parts.settings,
         transformer=load_network(
-            Flux2Transformer, spec.transformer, components["transformer"], device, precision, digest
+            Flux2Transformer, spec.transformer, components["transformer"], where, precision, digest
         ),
-        text_encoder=load_network(
-            TextEncoder, spec.text_encoder, components["text_encoder"], device, precision, digest
-        ),
-        autoencoder=load_network(Autoencoder, spec.autoencoder, components["autoencoder"], device, precision, digest),
+        text_encoder=load_network(TextEncoder, spec.text_encoder, components["text_encoder"], where, precision, digest),
+        autoencoder=load_network(Autoencoder, spec.autoencoder, components["autoencoder"], where, precision, digest),
         tokenizer=_load_tokenizer(parts.tokenizer, spec.text_encoder.max_tokens),
         device=device,
         precision=precision,
         fingerprint=digest.hexdigest()[:16],
+        notes=notes,
     )
 
 
@@ -175,6 +186,16 @@ def _sample(tensor: Tensor) -> bytes:
         starts = torch.linspace(0, flat.numel() - SAMPLE_LENGTH, SAMPLE_BLOCKS, dtype=torch.float64).long().tolist()
         flat = torch.cat([flat[start : start + SAMPLE_LENGTH] for start in starts])
     return flat.float().contiguous().numpy().tobytes()
+
+
+def usable_precision(
+    spec: ModelSpec, precision: Precision | None, device: torch.device
+) -> tuple[Precision, tuple[str, ...]]:
+    """The precision asked for, or the model's own; where `device` gets it wrong, bfloat16 and a note that says so."""
+    precision = precision or default_precision(spec)
+    if problem := prove(precision, device):
+        return "bfloat16", (f"bfloat16 instead of {precision}, which does not work here: {problem}",)
+    return precision, ()
 
 
 def default_precision(spec: ModelSpec) -> Precision:
