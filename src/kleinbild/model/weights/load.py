@@ -22,6 +22,7 @@ from kleinbild.core.errors import WeightsError
 from kleinbild.core.precision import Precision
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.offload import Offloaded
+from kleinbild.model.placement import LOOKED_UP
 from kleinbild.model.precision import QUANTIZED, compute_dtype, prove, quantizable
 from kleinbild.model.spec import ModelSpec
 from kleinbild.model.text_encoder import TextEncoder
@@ -126,13 +127,16 @@ def load_network(
     if make := QUANTIZED.get(precision):
         quantized = {f"{name}.weight": partial(setattr, parent, child) for parent, child, name in quantizable(built)}
     with ExitStack() as stack, torch.no_grad():
-        read = _reader(component, stack, keep=make is None)
+        read, glance = (_reader(component, stack, keep=keep) for keep in (make is None, False))
         for ours in shapes:  # in this order in every layout, for the fingerprint
-            tensor = to_ours(sources[ours], read)
+            is_looked_up = ours.startswith(LOOKED_UP)
+            tensor = to_ours(sources[ours], glance if is_looked_up else read)
             _require_finite(component, ours, tensor)
             if digest is not None:
                 digest.update(f"{ours} {shapes[ours]}".encode())
                 digest.update(_sample(tensor))
+            if is_looked_up:  # prompts need some hundred of its rows: the others' pages shall not stay
+                tensor = to_ours(sources[ours], read)
             if make is not None and ours in quantized:
                 quantized[ours](make(tensor.to(device)))
             else:
