@@ -3,8 +3,11 @@
     python benchmarks/nano.py [--repeats 15] [--threads 2] [--json]
 
 Ours and diffusers' pictures take turns, so that a noisy machine disturbs both alike; medians are printed. Our caches of
-prompts and references are off, since diffusers has none; what they bring is a row of its own. `packed8_vs_serial`: pictures
-a second of eight requests at once, over eight in turn. `preview_share_of_step`: seconds of a preview over those of a step;
+prompts and references are off, since diffusers has none; what they bring is a row of its own. Text to image is measured in
+float32 and bfloat16, ours plain and compiled (`Engine(compile=True)`), diffusers in the same precision, all taking turns:
+`latency_vs_diffusers_WAY` compares equal precisions, `latency_vs_diffusers` the fastest of each side. What is not compiled
+after all, and why, is printed. `packed8_vs_serial`, plain, in float32 (and `_bfloat16`): pictures a second of eight
+requests at once, over eight in turn. `preview_share_of_step`: seconds of a preview over those of a step;
 the first preview also fits its map, once a model.
 """
 
@@ -27,11 +30,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from diffusers import Flux2KleinPipeline
+
+    from kleinbild.core.requests import PictureRequest
+    from kleinbild.engine.batcher import Batcher
     from kleinbild.engine.runtime import Engine
+    from kleinbild.model.weights import Settings
 
 PROMPT, EDIT = "a fox on a mint background", "change the background to the night sky"
 EIGHT = ("cat", "dog", "fox", "pig", "frog", "car", "rose", "owl")
 COMPOSE = "put the object of image 1 on the background of image 2"
+PRECISIONS = ("float32", "bfloat16")
+WAYS = (*PRECISIONS, *(f"compiled_{precision}" for precision in PRECISIONS))  # of ours; diffusers runs in PRECISIONS
 
 
 def cold(folder: Path) -> tuple[float, float]:
@@ -75,23 +85,18 @@ def main() -> None:
 
 def warm(folder: Path, repeats: int, threads: int) -> dict[str, float]:
     import torch
-    from diffusers import Flux2KleinPipeline
 
     from kleinbild.core.requests import PictureRequest
-    from kleinbild.engine.batcher import Batcher
-    from kleinbild.engine.caches import Caches
     from kleinbild.engine.preview import fit
     from kleinbild.engine.runtime import Engine
     from kleinbild.model.weights import export_diffusers
 
     torch.set_num_threads(threads)
-    engine = Engine("nano")
-    batcher = Batcher(engine.model, caches=Caches.of(engine.model, prompt_bytes=0, reference_bytes=0))
-    settings = engine.model.settings
-    theirs = Flux2KleinPipeline.from_pretrained(
-        export_diffusers("nano", folder / "diffusers"), torch_dtype=torch.float32
-    )
-    theirs.set_progress_bar_config(disable=True)
+    engines = {way: Engine("nano", dtype=way.split("_")[-1], compile=way.startswith("compiled")) for way in WAYS}
+    batchers = {way: uncached(engine) for way, engine in engines.items()}
+    exported = export_diffusers("nano", folder / "diffusers")
+    pipelines = {precision: diffusers_pipeline(exported, precision) for precision in PRECISIONS}
+    engine, batcher = engines["float32"], batchers["float32"]
     first = engine.generate(PictureRequest(PROMPT, seed=1))
     second = engine.generate(PictureRequest("a cat on a beach", seed=2))
     cases = {"text to image": (PROMPT, []), "edit": (EDIT, [first]), "two references": (COMPOSE, [first, second])}
@@ -101,20 +106,10 @@ def warm(folder: Path, repeats: int, threads: int) -> dict[str, float]:
         request = PictureRequest(prompt, seed=3, references=tuple(r.to_bytes() for r in references))
 
         def ours(request: PictureRequest = request) -> np.ndarray:
-            return np.asarray(batcher.make([request])[0].pil, dtype=int)
+            return pixels_of_ours(batcher, request)
 
         def diffusers(prompt: str = prompt, references: list = references) -> np.ndarray:
-            out = theirs(
-                prompt=prompt,
-                image=[reference.pil for reference in references] or None,
-                height=settings.default_size,
-                width=settings.default_size,
-                num_inference_steps=settings.default_steps,
-                generator=torch.Generator("cpu").manual_seed(3),
-                max_sequence_length=settings.max_text_tokens,
-                text_encoder_out_layers=settings.text_layers,
-            )
-            return np.asarray(out.images[0], dtype=int)
+            return pixels_of_theirs(pipelines["float32"], engine.model.settings, prompt, references)
 
         different = (np.abs(ours() - diffusers()) > 2).mean()
         pairs = [(seconds_of(ours), seconds_of(diffusers)) for _ in range(repeats)]
@@ -126,19 +121,97 @@ def warm(folder: Path, repeats: int, threads: int) -> dict[str, float]:
     figures["known_prompt_seconds"] = statistics.median(
         seconds_of(lambda: engine.generate(known)) for _ in range(repeats)
     )
-    eight = [PictureRequest(f"a {noun} on blue", seed=i) for i, noun in enumerate(EIGHT)]
-    turns = [
-        (seconds_of(lambda: batcher.make(eight)), seconds_of(lambda: [batcher.make([one]) for one in eight]))
-        for _ in range(max(repeats // 3, 3))
-    ]
-    figures["eight_packed_seconds"] = statistics.median(packed for packed, _ in turns)
-    figures["eight_serial_seconds"] = statistics.median(serial for _, serial in turns)
-    figures["packed8_vs_serial"] = figures["eight_serial_seconds"] / figures["eight_packed_seconds"]
+    for precision in PRECISIONS:
+        figures |= eight_at_once(batchers[precision], precision, max(repeats // 3, 3))
+    figures["packed8_vs_serial"] = figures["packed8_vs_serial_float32"]
     figures["preview_share_of_step"] = preview_share(engine, 128, repeats)
     figures["preview_share_of_step_512"] = preview_share(engine, 512, repeats)
     figures["preview_fit_seconds"] = seconds_of(lambda: fit(engine.model))
-    figures["latency_vs_diffusers"] = figures["text_to_image_diffusers_seconds"] / figures["text_to_image_seconds"]
+    figures |= latencies(batchers, pipelines, repeats)
+    for way, one in engines.items():
+        for note in one.notes:
+            print(f"{way}: {note}")
     return figures
+
+
+def latencies(batchers: dict[str, Batcher], pipelines: dict[str, Flux2KleinPipeline], repeats: int) -> dict[str, float]:
+    """Text to image in every way of ours and every precision of diffusers, taking turns; the first turns compile."""
+    from kleinbild.core.requests import PictureRequest
+
+    request, settings = PictureRequest(PROMPT, seed=3), batchers["float32"].model.settings
+    makers: dict[str, Callable[[], np.ndarray]] = {}
+    for way, batcher in batchers.items():
+        makers[way] = lambda batcher=batcher: pixels_of_ours(batcher, request)
+    for precision, pipeline in pipelines.items():
+        makers[f"diffusers_{precision}"] = lambda pipeline=pipeline: pixels_of_theirs(pipeline, settings, PROMPT, [])
+    figures = {}
+    for _ in range(2):
+        pictures = {name: make() for name, make in makers.items()}
+    turns = [{name: seconds_of(make) for name, make in makers.items()} for _ in range(repeats)]
+    seconds = {name: statistics.median(turn[name] for turn in turns) for name in makers}
+    for name, value in seconds.items():
+        figures[f"text_to_image_{name}_seconds"] = value
+    for way in batchers:
+        theirs = f"diffusers_{way.split('_')[-1]}"
+        figures[f"pixels_that_differ_{way}"] = float((np.abs(pictures[way] - pictures[theirs]) > 2).mean())
+        figures[f"latency_vs_diffusers_{way}"] = seconds[theirs] / seconds[way]
+    ours, other = (min(seconds[name] for name in names) for names in (batchers, set(seconds) - set(batchers)))
+    figures["latency_vs_diffusers"] = other / ours
+    return figures
+
+
+def eight_at_once(batcher: Batcher, precision: str, repeats: int) -> dict[str, float]:
+    from kleinbild.core.requests import PictureRequest
+
+    eight = [PictureRequest(f"a {noun} on blue", seed=i) for i, noun in enumerate(EIGHT)]
+    turns = [
+        (seconds_of(lambda: batcher.make(eight)), seconds_of(lambda: [batcher.make([one]) for one in eight]))
+        for _ in range(repeats)
+    ]
+    packed, serial = (statistics.median(times) for times in zip(*turns, strict=True))
+    return {
+        f"eight_packed_{precision}_seconds": packed,
+        f"eight_serial_{precision}_seconds": serial,
+        f"packed8_vs_serial_{precision}": serial / packed,
+    }
+
+
+def uncached(engine: Engine) -> Batcher:
+    """What serves an engine, without the caches that diffusers has not."""
+    from kleinbild.engine.batcher import Batcher
+    from kleinbild.engine.caches import Caches
+
+    caches = Caches.of(engine.model, prompt_bytes=0, reference_bytes=0)
+    return Batcher(engine.model, caches=caches, compiled=engine.compiled)
+
+
+def diffusers_pipeline(folder: Path, precision: str) -> Flux2KleinPipeline:
+    import torch
+    from diffusers import Flux2KleinPipeline
+
+    pipeline = Flux2KleinPipeline.from_pretrained(folder, torch_dtype=getattr(torch, precision))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pixels_of_ours(batcher: Batcher, request: PictureRequest) -> np.ndarray:
+    return np.asarray(batcher.make([request])[0].pil, dtype=int)
+
+
+def pixels_of_theirs(pipeline: Flux2KleinPipeline, settings: Settings, prompt: str, references: list) -> np.ndarray:
+    import torch
+
+    out = pipeline(
+        prompt=prompt,
+        image=[reference.pil for reference in references] or None,
+        height=settings.default_size,
+        width=settings.default_size,
+        num_inference_steps=settings.default_steps,
+        generator=torch.Generator("cpu").manual_seed(3),
+        max_sequence_length=settings.max_text_tokens,
+        text_encoder_out_layers=settings.text_layers,
+    )
+    return np.asarray(out.images[0], dtype=int)
 
 
 def preview_share(engine: Engine, side: int, repeats: int) -> float:

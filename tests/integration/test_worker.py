@@ -73,6 +73,13 @@ def test_errors_cross_the_border_as_themselves(remote: RemoteEngine) -> None:
     assert remote.submit(SHORT).result(PATIENCE).seed == 2
 
 
+def test_a_worker_compiles_as_told_and_its_log_says_what_it_does_not(capfd: pytest.CaptureFixture[str]) -> None:
+    with RemoteEngine("nano", offload="blocks", compile=True) as remote:
+        assert not remote.wait_ready(PATIENCE).kernels.endswith("compiled")
+        remote.submit(SHORT).result(PATIENCE)
+    assert "kleinbild: nothing is compiled: offloaded weights" in capfd.readouterr().err
+
+
 def test_a_worker_offloads_as_told() -> None:
     with RemoteEngine("nano", offload="blocks") as remote:
         assert remote.wait_ready(PATIENCE).offload == "blocks"

@@ -24,7 +24,7 @@ class Terms:
 
     Callers get equal shares, whatever number of requests they have. `deadline_s`: seconds from now after which the
     picture is worth nothing. `preview_every`: a preview after every so many steps, 0 for none. `exact`: the picture must
-    not depend in its last bits on what is made beside it; in float32 on a CPU it never does.
+    not depend in its last bits on what is made beside it; in float32 on a CPU it never does, unless the engine compiles.
     """
 
     priority: Priority = "normal"

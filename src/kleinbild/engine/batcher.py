@@ -26,6 +26,7 @@ from kleinbild.core.messages import SHARES, Decoding, Encoding, Event, Queued, S
 from kleinbild.core.requests import PictureRequest
 from kleinbild.engine import cost
 from kleinbild.engine.caches import Caches
+from kleinbild.engine.compiled import Compiled
 from kleinbild.engine.denoise import step
 from kleinbild.engine.encode import encode_prompt, is_encoded
 from kleinbild.engine.latents import Sequence, segment_of
@@ -95,7 +96,8 @@ class Job:
 class Batcher:
     """The requests of one model. Not thread-safe but for `Job.cancel`: one thread submits and ticks.
 
-    `memory_bytes` bounds what all requests hold together, beside the weights; None is no bound. `clock` gives seconds.
+    `memory_bytes` bounds what all requests hold together, beside the weights; None is no bound. `compiled` computes all but
+    what must be exact. `clock` gives seconds.
     """
 
     def __init__(
@@ -104,11 +106,13 @@ class Batcher:
         *,
         memory_bytes: int | None = None,
         caches: Caches | None = None,
+        compiled: Compiled | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
         self.caches = caches or Caches.of(model)
         self.memory_bytes = memory_bytes
+        self.compiled = compiled
         self.waiting: list[Job] = []
         self.active: list[Job] = []
         self._previewer = Previewer(model)
@@ -120,10 +124,15 @@ class Batcher:
     def busy(self) -> bool:
         return bool(self.waiting or self.active)
 
-    def make(self, requests: Iterable[PictureRequest], on_step: OnStep | None = None) -> list[Picture]:
+    def make(
+        self,
+        requests: Iterable[PictureRequest],
+        on_step: OnStep | None = None,
+        terms: Terms = Terms(),  # noqa: B008 - frozen
+    ) -> list[Picture]:
         """One picture a request, in their order. All are checked before anything is computed; the first error is raised."""
         collector = Collector()
-        jobs = [self.job(str(i), request, Terms(), collector) for i, request in enumerate(requests)]
+        jobs = [self.job(str(i), request, terms, collector) for i, request in enumerate(requests)]
         total = max((job.prepared.steps for job in jobs), default=0)
         try:
             for job in jobs:
@@ -282,9 +291,11 @@ class Batcher:
     def _step(self, jobs: list[Job]) -> None:
         if not jobs:
             return
+        compiled = self._compiled_for(jobs[0])
+        compiling = -compiled.seconds if compiled else 0.0
         begun = time.perf_counter()
         try:
-            step(self.model, self.caches, [job.running for job in jobs])
+            step(self.model, self.caches, [job.running for job in jobs], compiled)
         except Exception as error:  # noqa: BLE001 - out of memory, above all
             if len(jobs) == 1:
                 self._fail(jobs[0], _in_words(error, jobs[0]))
@@ -294,7 +305,8 @@ class Batcher:
             return
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
-        self._account(jobs, time.perf_counter() - begun)
+        compiling += compiled.seconds if compiled else 0.0
+        self._account(jobs, time.perf_counter() - begun, compiling)
         for job in jobs:
             job.listener.event(Stepped(job.id, job.running.step, job.running.num_steps, self._preview(job)))
 
@@ -308,9 +320,14 @@ class Batcher:
         except Exception:  # noqa: BLE001 - out of memory, above all: the picture is worth more than its preview
             return None
 
-    def _account(self, jobs: list[Job], seconds: float) -> None:
+    def _compiled_for(self, job: Job) -> Compiled | None:
+        """Who must be exact gets the plain networks; nobody else shares its steps."""
+        return None if job.terms.exact else self.compiled
+
+    def _account(self, jobs: list[Job], seconds: float, compiling: float) -> None:
+        """`compiling`: those of the `seconds` that no later step will take."""
         flops = {id(job): self._flops(job) for job in jobs}
-        rate = seconds / sum(flops.values())
+        rate = (seconds - compiling) / sum(flops.values())
         self._seconds_a_flop = 0.7 * self._seconds_a_flop + 0.3 * rate if self._seconds_a_flop else rate
         of_caller = Counter(job.terms.caller for job in self.active)
         for job in jobs:
@@ -320,7 +337,7 @@ class Batcher:
     def _finish(self, job: Job) -> None:
         job.listener.event(Decoding(job.id))
         try:
-            picture = finish(self.model, job.prepared, job.running, job.watch)
+            picture = finish(self.model, job.prepared, job.running, job.watch, self._compiled_for(job))
         except Exception as error:  # noqa: BLE001
             self._fail(job, _in_words(error, job))
         else:

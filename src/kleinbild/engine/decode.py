@@ -14,19 +14,21 @@ from kleinbild.core.errors import KleinbildError
 from kleinbild.core.metadata import Record, ReferenceRecord
 from kleinbild.core.requests import digest
 from kleinbild.core.sizes import LARGE_PICTURE
+from kleinbild.engine.compiled import Compiled
 from kleinbild.engine.latents import Sequence
 from kleinbild.engine.prepare import Prepared
 from kleinbild.model.strips import decode_in_strips
 from kleinbild.model.weights import Model
 
 
-def decode(model: Model, sequence: Sequence) -> Tensor:
+def decode(model: Model, sequence: Sequence, compiled: Compiled | None = None) -> Tensor:
     """A finished sequence to pixels (1, 3, H, W), float32, about [-1, 1]. Each picture is decoded alone."""
     latent_BDrc = sequence.grid.to(model.dtype)
     num_pixels = latent_BDrc[0, 0].numel() * model.spec.autoencoder.pixels_per_token**2
     if num_pixels > LARGE_PICTURE:
         return decode_in_strips(model.autoencoder, latent_BDrc).float()
-    return model.autoencoder.decode(latent_BDrc).float()
+    network = model.autoencoder if compiled is None else compiled
+    return network.decode(latent_BDrc).float()
 
 
 def to_image(pixels_BCHW: Tensor) -> Image.Image:

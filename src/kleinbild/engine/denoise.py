@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kleinbild.engine.caches import Caches
+from kleinbild.engine.compiled import Compiled
 from kleinbild.engine.latents import Sequence
 from kleinbild.model.attention import ReferenceCache
 from kleinbild.model.weights import Model
@@ -30,19 +31,22 @@ class Branch:
     cache: ReferenceCache | None
 
 
-def step(model: Model, caches: Caches, sequences: list[Sequence]) -> None:
+def step(model: Model, caches: Caches, sequences: list[Sequence], compiled: Compiled | None = None) -> None:
     """One step of every sequence, in one forward pass. If it fails, none has moved."""
-    for sequence, velocity_NC in predict(model, caches, sequences):
+    for sequence, velocity_NC in predict(model, caches, sequences, compiled):
         sequence.advance(velocity_NC)
 
 
-def predict(model: Model, caches: Caches, sequences: list[Sequence]) -> list[tuple[Sequence, Tensor]]:
-    """One forward pass: every sequence with its velocity, guidance applied."""
+def predict(
+    model: Model, caches: Caches, sequences: list[Sequence], compiled: Compiled | None = None
+) -> list[tuple[Sequence, Tensor]]:
+    """One forward pass: every sequence with its velocity, guidance applied. `compiled` computes it, if given."""
+    transformer = model.transformer if compiled is None else compiled.transformer
     alike = sorted(sequences, key=lambda sequence: sequence.segment.shape)  # equal shapes side by side are one run
     branches = [branch for sequence in alike for branch in _branches(sequence)]
     packing = caches.layouts(tuple(branch.sequence.segment for branch in branches))
     rows = [branch.sequence.rows for branch in branches]
-    out_NC: Tensor = model.transformer(
+    out_NC: Tensor = transformer(
         torch.cat(rows).to(model.dtype),
         torch.cat([branch.context_LX for branch in branches]),
         caches.modulator([branch.sequence.time for branch in branches]),

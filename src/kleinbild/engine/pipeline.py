@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from kleinbild.engine.caches import Caches
+from kleinbild.engine.compiled import Compiled
 from kleinbild.engine.decode import as_asked, decode, record, to_image
 from kleinbild.engine.encode import encode_prompt, encode_references
 from kleinbild.engine.latents import Sequence, start
@@ -31,10 +32,12 @@ def begin(model: Model, caches: Caches, prepared: Prepared, watch: Stopwatch) ->
         return start(model, prepared, context, references)
 
 
-def finish(model: Model, prepared: Prepared, sequence: Sequence, watch: Stopwatch) -> Picture:
+def finish(
+    model: Model, prepared: Prepared, sequence: Sequence, watch: Stopwatch, compiled: Compiled | None = None
+) -> Picture:
     """A sequence after its last step to the picture."""
     with watch("decode"):
-        pixels = decode(model, sequence)
+        pixels = decode(model, sequence, compiled)
     with watch("finish"):
         image = as_asked(to_image(pixels), prepared)
     return Picture(image, record(model, prepared), dict(watch.seconds), prepared.inputs.notes)

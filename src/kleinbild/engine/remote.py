@@ -78,6 +78,7 @@ class Stream:
 class RemoteEngine:
     """A model in a process of its own. From any thread: `submit`, then listen to the stream.
 
+    `device`, `dtype`, `offload` and `compile` are `Engine`'s; the worker writes its notes to its log (stderr).
     `close` (or leaving the `with` block) ends the worker; what was under way fails.
     """
 
@@ -88,11 +89,13 @@ class RemoteEngine:
         device: str | None = None,
         dtype: str | None = None,
         offload: Offload | None = None,
+        compile: bool = False,  # noqa: A002 - as torch calls it
         memory_bytes: int | None = None,
     ) -> None:
         options = {"--device": device, "--dtype": dtype, "--offload": offload, "--memory-bytes": memory_bytes}
         given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
-        self._command = [sys.executable, "-m", "kleinbild.engine.worker", model, *given]
+        flags = ["--compile"] if compile else []
+        self._command = [sys.executable, "-m", "kleinbild.engine.worker", model, *given, *flags]
         self._ids = itertools.count()
         self._lock = threading.RLock()
         self._streams: dict[str, Stream] = {}

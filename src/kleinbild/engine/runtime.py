@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 
 from kleinbild.core.errors import RequestError
+from kleinbild.core.messages import Terms
 from kleinbild.core.metadata import Record
 from kleinbild.core.offload import Offload, read_offload
 from kleinbild.core.precision import Precision, choose_precision
 from kleinbild.core.requests import PictureRequest, replay_request
 from kleinbild.engine import machine
 from kleinbild.engine.batcher import Batcher, OnStep
+from kleinbild.engine.compiled import Compiled
 from kleinbild.engine.picture import Picture
 from kleinbild.engine.prepare import size_range
 from kleinbild.engine.residence import choose, place
@@ -37,6 +39,11 @@ class Engine:
     the fastest way in which weights and a picture of the model's own size fit into the device's free memory
     (`engine.residence`); CapacityError where none does. Pictures do not depend on it. On a CPU it is "none": others save
     nothing there. Thread-safe: one pass at a time, others wait.
+
+    With `compile` a pass of the transformer and the decoder are compiled where that proves to be right and faster
+    (`engine.compiled`); the first picture of each size, and of each mix of sizes, waits for it, half a minute on two CPU
+    cores. Pictures may then differ in their last bits from plain ones and with their company. `notes` say what runs
+    plainly and why: offloaded models and, on a CPU, those with billions of parameters always do.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class Engine:
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
         offload: Offload | None = None,
+        compile: bool = False,  # noqa: A002 - as torch calls it
     ) -> None:
         begun = time.perf_counter()
         self.name = str(model)
@@ -57,7 +65,8 @@ class Engine:
             place(self.model, self.placement)
         self.sizes = size_range(self.model.settings, self.model.spec)
         self.load_seconds = time.perf_counter() - begun
-        self._batcher = Batcher(self.model)
+        self.compiled = Compiled(self.model) if compile else None
+        self._batcher = Batcher(self.model, compiled=self.compiled)
         self._lock = threading.Lock()
 
     @property
@@ -71,8 +80,8 @@ class Engine:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What came out otherwise than asked for."""
-        return self.model.notes
+        """What came out otherwise than asked for. They may grow with each picture, where the engine compiles."""
+        return self.model.notes if self.compiled is None else (*self.model.notes, *self.compiled.notes)
 
     @property
     def offload(self) -> Offload:
@@ -91,7 +100,9 @@ class Engine:
 
     def generate_all(self, requests: Iterable[PictureRequest], *, on_step: OnStep | None = None) -> list[Picture]:
         """One picture a request, all in one packed pass; sizes, steps, guidance and references may differ."""
-        requests = list(requests)
+        return self._make(list(requests), on_step, Terms())
+
+    def _make(self, requests: Sequence[PictureRequest], on_step: OnStep | None, terms: Terms) -> list[Picture]:
         for request in requests:
             if request.model not in (self.name, self.model.name):
                 raise RequestError(
@@ -99,7 +110,7 @@ class Engine:
                     "make an Engine for it, or ask for this one",
                 )
         with self._lock:
-            return self._batcher.make(requests, on_step)
+            return self._batcher.make(requests, on_step, terms)
 
     def replay(
         self,
@@ -110,6 +121,8 @@ class Engine:
         on_step: OnStep | None = None,
     ) -> Picture:
         """The picture that `record` was taken from, to the pixel. `references` and `mask` are the files used then.
+
+        Always by the plain networks: of a picture that compiled ones made, some pixels may differ.
 
         Raises RequestError where this engine's weights, type or device are not those of the record: the picture would be
         another one.
@@ -126,7 +139,8 @@ class Engine:
                 f"the picture was made by {record.model} in other circumstances ({what}): it would not be the same",
                 "use the same model, dtype and device; or make a new picture from its prompt and seed",
             )
-        return self.generate(replace(replay_request(record, references, mask), model=self.name), on_step=on_step)
+        request = replace(replay_request(record, references, mask), model=self.name)
+        return self._make([request], on_step, Terms(exact=True))[0]
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:

@@ -30,8 +30,9 @@ class Worker:
 
     def __init__(self, engine: Engine, outbox: IO[bytes], memory_bytes: int | None) -> None:
         self.engine = engine
-        self.kernels = kernels(engine.device)
-        self.batcher = Batcher(engine.model, memory_bytes=memory_bytes)
+        self.kernels = kernels(engine.device) + (" compiled" if engine.compiled and engine.compiled.possible else "")
+        self.batcher = Batcher(engine.model, memory_bytes=memory_bytes, compiled=engine.compiled)
+        self.num_logged = 0
         self.jobs: dict[str, Job] = {}
         self._outbox, self._writing = outbox, threading.Lock()
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -51,6 +52,7 @@ class Worker:
             )
         )
         while True:
+            self.log()
             try:
                 message = inbox.get(block=not self.batcher.busy)
             except queue.Empty:
@@ -59,6 +61,13 @@ class Worker:
             if message is None:
                 return
             self.take(message)
+
+    def log(self) -> None:
+        """What came out otherwise than asked for, as it comes to be known."""
+        notes = self.engine.notes
+        for note in notes[self.num_logged :]:
+            sys.stderr.write(f"kleinbild: {note}\n")
+        self.num_logged = len(notes)
 
     def take(self, message: ToWorker) -> None:
         if isinstance(message, Cancel):
@@ -127,6 +136,9 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--dtype")
     parser.add_argument("--offload", choices=OFFLOADS)
+    parser.add_argument(
+        "--compile", action="store_true", help="compile what gets faster by it; the first pictures wait"
+    )
     parser.add_argument("--memory-bytes", type=int, help="what all requests may hold together beside the weights")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; whoever started this decides
@@ -135,7 +147,13 @@ def main() -> None:
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not get between the messages
     try:
-        engine = Engine(arguments.model, device=arguments.device, dtype=arguments.dtype, offload=arguments.offload)
+        engine = Engine(
+            arguments.model,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            offload=arguments.offload,
+            compile=arguments.compile,
+        )
     except Exception as error:  # noqa: BLE001 - told to whoever started this process
         pickle.dump(Failed.of("", error), messages)
         messages.flush()

@@ -89,8 +89,11 @@ def swiglu(x: Tensor) -> Tensor:
 
 
 def beside(attended_ND: Tensor, mlp_N: Tensor) -> Tensor:
-    """Attention's rows and `swiglu` of the other ones side by side, without copying the latter where none need gradients."""
-    if torch.is_grad_enabled():
+    """Attention's rows and `swiglu` of the other ones side by side, without copying the latter where none need gradients.
+
+    torch.compile cannot write into a part of a tensor: there they are joined.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return torch.cat((attended_ND, swiglu(mlp_N)), dim=-1)
     gate, value = mlp_N.chunk(2, dim=-1)
     width = attended_ND.shape[-1]
