@@ -132,6 +132,14 @@ def test_gpu_rehearsed_on_the_cpu(run: Program) -> None:
     assert "64² edit, 4 references, cached" in printed
 
 
+def test_cached_references_on_nano(run: Program) -> None:
+    threads = str(torch.get_num_threads())
+    printed, result = run("reference_cache", "--count", "1", "--repeats", "1", "--sides", "64", "--threads", threads)
+    assert [row["psnr"] > 35 for row in result["errors"].values()] == [True] * 8  # dB against the exact edit
+    assert list(result["speeds"]) == ["1 of 64x64", "2 of 64x64", "4 of 64x64"]
+    assert "edit: background" in printed
+
+
 def test_gpu_needs_torch_alone_and_says_what_it_skips_when_its_budget_is_spent() -> None:
     program = (
         f"import runpy, sys; sys.modules |= dict.fromkeys({ABSENT});"  # None: cannot be imported

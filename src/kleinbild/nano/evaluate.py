@@ -88,7 +88,7 @@ def evaluate(
     for goal in GOALS:
         verdicts = []
         for index, sample in enumerate(islice(held_out_samples(goal), count)):
-            trial = attempt(engine, sample, Random(f"{goal.label}-{index}"))
+            trial = attempt(engine, sample, drawn(goal, index))
             verdicts.append(trial.verdict)
             done += 1
             if on_trial:
@@ -110,11 +110,21 @@ def held_out_samples(goal: Goal) -> Iterator[Sample]:
 
 def attempt(engine: Engine, sample: Sample, random: Random) -> Trial:
     """Asks the engine for one sample and judges what comes."""
+    request = asked(engine.name, sample, random)
+    picture = engine.generate(request).pil
+    return Trial(sample, request.prompt, picture, judge(np.asarray(picture), sample.target))
+
+
+def asked(model: str, sample: Sample, random: Random) -> PictureRequest:
+    """The request for one sample, in one of its wordings."""
     prompt = sample.wording(random)
     references = tuple(encoded(scene) for scene in sample.references)
-    request = PictureRequest(prompt, model=engine.name, seed=random.getrandbits(32), references=references)
-    picture = engine.generate(request).pil
-    return Trial(sample, prompt, picture, judge(np.asarray(picture), sample.target))
+    return PictureRequest(prompt, model=model, seed=random.getrandbits(32), references=references)
+
+
+def drawn(goal: Goal, index: int) -> Random:
+    """What wording and seed of a row's sample `index` are drawn from: always the same."""
+    return Random(f"{goal.label}-{index}")
 
 
 def encoded(scene: Scene) -> bytes:
