@@ -237,10 +237,10 @@ def test_out_of_memory_in_a_step_fails_one_request_and_not_the_rest(
 ) -> None:
     real = batching.step
 
-    def step(model: Any, caches: Any, sequences: list[Any]) -> None:
+    def step(model: Any, caches: Any, sequences: list[Any], compiled: Any) -> None:
         if any(sequence.segment.num_image > 16 for sequence in sequences):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        real(model, caches, sequences)
+        real(model, caches, sequences, compiled)
 
     monkeypatch.setattr(batching, "step", step)
     batcher = Batcher(engine.model)
@@ -273,9 +273,9 @@ def test_exact_requests_step_alone(engine: Engine, ear: Ear, monkeypatch: pytest
     sizes: list[int] = []
     real = batching.step
 
-    def step(model: Any, caches: Any, sequences: list[Any]) -> None:
+    def step(model: Any, caches: Any, sequences: list[Any], compiled: Any) -> None:
         sizes.append(len(sequences))
-        real(model, caches, sequences)
+        real(model, caches, sequences, compiled)
 
     monkeypatch.setattr(batching, "step", step)
     batcher = Batcher(engine.model)
