@@ -22,10 +22,8 @@ from kleinbild.engine.compiled import Compiled
 from kleinbild.engine.picture import Picture
 from kleinbild.engine.prepare import size_range
 from kleinbild.engine.residence import choose, place
-from kleinbild.model.placement import Placement
-from kleinbild.model.weights import Model, load_model
-from kleinbild.model.weights.load import usable_precision
-from kleinbild.model.weights.sources import locate_parts, model_spec
+from kleinbild.model.weights import Model
+from kleinbild.model.weights.load import open_model
 
 FREE_SHARE = 0.9
 
@@ -57,10 +55,10 @@ class Engine:
     ) -> None:
         begun = time.perf_counter()
         self.name = str(model)
-        chosen, precision = choose_device(device), choose_precision(dtype)
-        self.placement = placement_of(model, chosen, precision, offload)
-        weights_on = None if self.offload == "none" else "cpu"
-        self.model: Model = load_model(model, device=chosen, precision=precision, weights_on=weights_on)
+        wanted = None if offload is None else read_offload(offload)
+        opened = open_model(model, device=choose_device(device), precision=choose_precision(dtype))
+        self.placement = choose(opened.name, opened.spec, opened.precision, own_memory(opened.device), wanted)
+        self.model: Model = opened.load(weights_on=None if self.offload == "none" else "cpu")
         if self.offload != "none":
             place(self.model, self.placement)
         self.sizes = size_range(self.model.settings, self.model.spec)
@@ -75,7 +73,7 @@ class Engine:
 
     @property
     def dtype(self) -> Precision:
-        """ "float32", "bfloat16", "int8" or "fp8"."""
+        """What it computes in: one of `core.precision.PRECISIONS`."""
         return self.model.precision
 
     @property
@@ -163,17 +161,6 @@ def choose_device(device: torch.device | str | None) -> torch.device:
             f"there is no device {str(chosen)!r} on this machine", "use cpu, or leave the choice to Kleinbild"
         )
     return chosen
-
-
-def placement_of(
-    model: str | Path, device: torch.device, precision: Precision | None, offload: Offload | None
-) -> Placement:
-    """Where the model's weights go: as told, or chosen. Raises CapacityError where they do not fit, RequestError for an unknown word."""
-    wanted = None if offload is None else read_offload(offload)
-    name, parts = locate_parts(model)
-    spec = model_spec(parts)
-    used, _ = usable_precision(spec, precision, device)
-    return choose(name, spec, used, own_memory(device), wanted)
 
 
 def own_memory(device: torch.device) -> int | None:

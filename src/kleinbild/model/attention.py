@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kleinbild.model import blockwise
+from kleinbild.model.blockwise import attend
 from kleinbild.model.packing import Packing, Run
 
 
@@ -105,8 +104,7 @@ def _attention(q_gLHd: Tensor, k_gLHd: Tensor, v_gLHd: Tensor) -> Tensor:
     if q.requires_grad and q.device.type == "cpu":  # backwards the fused kernel is three times slower there (training)
         weighted: Tensor = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
         return weighted.transpose(1, 2)
-    out: Tensor = blockwise.attention(q, k, v) if blockwise.pays(q, k) else F.scaled_dot_product_attention(q, k, v)
-    return out.transpose(1, 2)
+    return attend(q, k, v).transpose(1, 2)
 
 
 def _view(x_NHd: Tensor, at: int, count: int, length: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""Attention of many tokens on a CPU in bfloat16: a head and some hundred queries at a time.
+"""Attention: torch's fused kernel, but of many tokens on a CPU in bfloat16 a head and some hundred queries at a time.
 
-The library's fused kernel multiplies at a third of the rate of its matrix products there. These are as fast as any and a
+The fused kernel multiplies at a third of the rate of its matrix products there. These are as fast as any and a
 block's logits stay in the cache: the whole is half again to twice as fast. Logits are rounded to bfloat16 before the
 softmax, which the fused kernel does not do. Where attention is sharp that about doubles what rounding queries, keys and
 values costs anyway (`tests/unit/model/test_blockwise.py`); where it is even, it changes nothing.
@@ -11,6 +11,7 @@ Shape suffixes: B batch, H heads, Q queries, L keys, d head dim.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 QUERIES_AT_ONCE = 512
@@ -23,8 +24,15 @@ def pays(q_BHQd: Tensor, k_BHLd: Tensor) -> bool:
     return on_cpu and min(q_BHQd.shape[-2], k_BHLd.shape[-2]) >= ENOUGH_KEYS and not torch.is_grad_enabled()
 
 
+def attend(q_BHQd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, seen_B1QL: Tensor | None = None) -> Tensor:
+    """softmax(q · kᵀ / √d) · v, (B, H, Q, d), by whichever is faster. `seen_B1QL`: which keys each query sees."""
+    if not pays(q_BHQd, k_BHLd):
+        return F.scaled_dot_product_attention(q_BHQd, k_BHLd, v_BHLd, attn_mask=seen_B1QL)
+    return attention(q_BHQd, k_BHLd, v_BHLd, None if seen_B1QL is None else seen_B1QL.squeeze(1))
+
+
 def attention(q_BHQd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, seen_BQL: Tensor | None = None) -> Tensor:
-    """softmax(q · kᵀ / √d) · v, (B, H, Q, d), laid out (B, Q, H, d). `seen_BQL`: which keys each query sees."""
+    """The same block by block, laid out (B, Q, H, d)."""
     batch, num_heads, num_queries, width = q_BHQd.shape
     out_BQHd = q_BHQd.new_empty(batch, num_queries, num_heads, width)
     nothing = q_BHQd.new_zeros(())

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from kleinbild.core.errors import ModelError
+from kleinbild.model.int8 import row_scale
 
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
-SMALLEST_SCALE = 1e-12  # for rows of zeros
 FIRST_CAPABILITY = (8, 9)
 
 
@@ -49,8 +49,7 @@ class Fp8Linear(nn.Module):
 
 def quantize_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     """Rows in e4m3, and the scale (M, 1) in float32 that each has to be multiplied with."""
-    largest_M1 = x_MK.abs().amax(dim=-1, keepdim=True).float()
-    scale_M1 = (largest_M1 / E4M3_MAX).clamp(min=SMALLEST_SCALE)
+    scale_M1 = row_scale(x_MK, E4M3_MAX)
     return (x_MK.float() / scale_M1).to(E4M3), scale_M1
 
 

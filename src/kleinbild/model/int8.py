@@ -31,8 +31,9 @@ class Int8Linear(nn.Module):
         scale_SC1 = weight_NK.new_empty(*weight_SCK.shape[:2], 1, dtype=torch.float32)
         weight_SKC = weight_NK.new_empty(weight_SCK.mT.shape, dtype=torch.int8)
         for exact_CK, scale_C1, rounded_KC in zip(weight_SCK, scale_SC1, weight_SKC, strict=True):  # little on top
-            scale_C1.copy_(_scale(exact_CK.float()))
-            rounded_KC.copy_((exact_CK.float() / scale_C1).round_().mT)
+            rounded_CK, row_scale_C1 = quantize_rows(exact_CK)
+            scale_C1.copy_(row_scale_C1)
+            rounded_KC.copy_(rounded_CK.mT)
         self.register_buffer("weight", weight_SKC)
         self.register_buffer("scale", scale_SC1.squeeze(-1))
 
@@ -52,13 +53,14 @@ def quantize_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     scales_M1 = x_MK.new_empty(len(x_MK), 1, dtype=torch.float32)
     for some, out, scales in zip(*(x.split(ROWS_AT_ONCE) for x in (x_MK, rounded_MK, scales_M1)), strict=True):
         exact = some.float()
-        scales.copy_(_scale(exact))
+        scales.copy_(row_scale(exact, LARGEST))
         out.copy_((exact / scales).round_())
     return rounded_MK, scales_M1
 
 
-def _scale(x_MK: Tensor) -> Tensor:
-    return (x_MK.abs().amax(dim=-1, keepdim=True) / LARGEST).clamp_(min=SMALLEST_SCALE)
+def row_scale(x_MK: Tensor, largest: float) -> Tensor:
+    """What each row has to be divided by for `largest` to be its largest number: (M, 1) in float32."""
+    return (x_MK.abs().amax(dim=-1, keepdim=True).float() / largest).clamp_(min=SMALLEST_SCALE)
 
 
 def _num_slices(num_out: int) -> int:

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kleinbild.model import blockwise
 from kleinbild.model.activation import silu
+from kleinbild.model.blockwise import attend
 from kleinbild.model.spec import TextEncoderSpec
 
 INITIAL_SCALE = 0.02
@@ -68,11 +68,7 @@ class Attention(nn.Module):
         v = self._heads(self.v_proj(x_BLD)).transpose(1, 2)
         shared = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
-        if blockwise.pays(q, k):
-            out_BHLd = blockwise.attention(q, k, v, seen_B1LL.squeeze(1))
-        else:
-            out_BHLd = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_B1LL)
-        out: Tensor = self.o_proj(out_BHLd.transpose(1, 2).flatten(2))
+        out: Tensor = self.o_proj(attend(q, k, v, seen_B1LL).transpose(1, 2).flatten(2))
         return out
 
     def _heads(self, x: Tensor) -> Tensor:

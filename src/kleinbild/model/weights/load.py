@@ -33,7 +33,7 @@ from kleinbild.model.weights.convert import to_ours
 from kleinbild.model.weights.fit import Spec, expected_shapes, require_fit, sources_of
 from kleinbild.model.weights.gguf import gguf_reader
 from kleinbild.model.weights.settings import Settings
-from kleinbild.model.weights.sources import locate_parts, model_spec
+from kleinbild.model.weights.sources import Parts, locate_parts, model_spec
 
 LARGE = 1_000_000_000  # parameters of the transformer from which on bfloat16 is the default
 SAMPLE_BLOCKS, SAMPLE_LENGTH = 64, 4096  # of a large tensor, what the fingerprint looks at
@@ -70,44 +70,66 @@ class Model:
 
 
 def load_model(
-    name_or_path: str | Path,
-    *,
-    device: torch.device | str = "cpu",
-    precision: Precision | None = None,
-    weights_on: torch.device | str | None = None,
+    name_or_path: str | Path, *, device: torch.device | str = "cpu", precision: Precision | None = None
 ) -> Model:
-    """A known model, or the one in a weight file or folder. Without `precision`: float32 if small, else bfloat16.
+    """A known model, or the one in a weight file or folder: `open_model`, then `load` to `device`."""
+    return open_model(name_or_path, device=device, precision=precision).load()
+
+
+def open_model(
+    name_or_path: str | Path, *, device: torch.device | str = "cpu", precision: Precision | None = None
+) -> OpenedModel:
+    """All that is known of a model before its weights are read. Without `precision`: float32 if small, else bfloat16.
 
     A precision of eight bits that this device gets wrong is not used: the model is in bfloat16 then, and says so in
     its `notes`.
 
-    `weights_on` is where the weights go, if not to `device`: it cannot compute then until they are offloaded.
-
     Raises UnknownModelError, MissingWeightsError where parts are not on this machine, and WeightsError where a file is
-    damaged, does not fit, or holds NaN or infinity.
+    damaged or does not fit.
     """
     name, parts = locate_parts(name_or_path)
-    spec = model_spec(parts)
-    device, digest = torch.device(device), hashlib.sha256()
-    precision, notes = usable_precision(spec, precision, device)
-    where = device if weights_on is None else weights_on
-    components = parts.components
-    assert parts.tokenizer is not None  # `locate_parts` has seen to it
-    return Model(
-        name=name,
-        spec=spec,
-        settings=parts.settings,
-        transformer=load_network(
-            Flux2Transformer, spec.transformer, components["transformer"], where, precision, digest
-        ),
-        text_encoder=load_network(TextEncoder, spec.text_encoder, components["text_encoder"], where, precision, digest),
-        autoencoder=load_network(Autoencoder, spec.autoencoder, components["autoencoder"], where, precision, digest),
-        tokenizer=_load_tokenizer(parts.tokenizer, spec.text_encoder.max_tokens),
-        device=device,
-        precision=precision,
-        fingerprint=digest.hexdigest()[:16],
-        notes=notes,
-    )
+    spec, device = model_spec(parts), torch.device(device)
+    return OpenedModel(name, parts, spec, device, *usable_precision(spec, precision, device))
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model whose files are found, with what it will be when they are loaded."""
+
+    name: str
+    parts: Parts
+    spec: ModelSpec
+    device: torch.device
+    precision: Precision
+    notes: tuple[str, ...]
+
+    def load(self, weights_on: torch.device | str | None = None) -> Model:
+        """`weights_on` is where the weights go, if not to `device`: it cannot compute then until they are offloaded.
+
+        Raises WeightsError where a file is damaged, does not fit, or holds NaN or infinity.
+        """
+        digest, where = hashlib.sha256(), self.device if weights_on is None else weights_on
+        spec, components, precision = self.spec, self.parts.components, self.precision
+        assert self.parts.tokenizer is not None  # `locate_parts` has seen to it
+        return Model(
+            name=self.name,
+            spec=spec,
+            settings=self.parts.settings,
+            transformer=load_network(
+                Flux2Transformer, spec.transformer, components["transformer"], where, precision, digest
+            ),
+            text_encoder=load_network(
+                TextEncoder, spec.text_encoder, components["text_encoder"], where, precision, digest
+            ),
+            autoencoder=load_network(
+                Autoencoder, spec.autoencoder, components["autoencoder"], where, precision, digest
+            ),
+            tokenizer=_load_tokenizer(self.parts.tokenizer, spec.text_encoder.max_tokens),
+            device=self.device,
+            precision=precision,
+            fingerprint=digest.hexdigest()[:16],
+            notes=self.notes,
+        )
 
 
 def load_network(
