@@ -1,0 +1,101 @@
+"""A job: pictures that were asked for, as an object that outlives the connection it came by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kleinbild.core.sizes import Size
+
+Task = Literal["image.generate", "image.edit"]
+JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
+FINAL: frozenset[JobStatus] = frozenset({"completed", "failed", "cancelled"})
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRef:
+    """A picture given: the SHA-256 of its bytes in the blob store, and the file name it came with, if any."""
+
+    sha256: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageWork:
+    """What a job makes: `n` pictures of seeds `seed`, `seed` + 1, …; everything that is random is settled.
+
+    Fields are `core.requests.PictureRequest`'s where they have its names. `compression` is OpenAI's, 0 to 100, of JPEG
+    and WebP; `num_previews` of each picture are made on the way.
+    """
+
+    task: Task
+    prompt: str
+    model: str
+    seed: int
+    n: int = 1
+    size: Size | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    references: tuple[PictureRef, ...] = ()
+    mask: PictureRef | None = None
+    cache_references: bool = False
+    output_format: OutputFormat = "png"
+    compression: int = 100
+    quality: str = "auto"
+    background: str = "opaque"
+    num_previews: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MadePicture:
+    """One picture of a job, in the blob store."""
+
+    sha256: str
+    seed: int
+    size: Size
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why there is no picture, in the fields of OpenAI's error object; `status` is the HTTP status of its answer."""
+
+    message: str
+    type: str = "server_error"
+    code: str | None = None
+    param: str | None = None
+    status: int = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended: with `pictures` or with an `error`; both are empty if it was cancelled.
+
+    `timings` are seconds by stage, summed over the pictures; `fingerprint` is the weights'.
+    """
+
+    status: JobStatus
+    pictures: tuple[MadePicture, ...] = ()
+    error: JobError | None = None
+    timings: dict[str, float] | None = None
+    fingerprint: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`project` owns it; times are seconds since 1970. `warnings` say what was asked for and is not done."""
+
+    id: str
+    caller: str
+    project: str
+    work: ImageWork
+    created_at: float
+    status: JobStatus = "queued"
+    started_at: float | None = None
+    completed_at: float | None = None
+    outcome: Outcome | None = None
+    warnings: tuple[str, ...] = ()
+    metadata: dict[str, str] | None = None
+    webhook: str | None = None

@@ -1,0 +1,1 @@
+"""The routes, a family of paths a module."""

@@ -1,0 +1,1 @@
+"""What happens to a request, a step a module."""

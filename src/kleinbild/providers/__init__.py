@@ -1,0 +1,1 @@
+"""Where pictures are made, each place behind one protocol (`base`). No torch here."""

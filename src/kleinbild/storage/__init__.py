@@ -1,0 +1,1 @@
+"""What outlives the process: one database, one blob store. No torch, no HTTP."""
