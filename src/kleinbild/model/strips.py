@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from kleinbild.model.activation import silu
 from kleinbild.model.autoencoder import Autoencoder, Level, ResnetBlock
+from kleinbild.model.heap import large_blocks_apart
 
 STRIP_ROWS = 32
 """Of every map. At a height of 2048 the strips in flight take a quarter of an activation; each strip computes up to six
@@ -45,6 +46,7 @@ class FeatureMap:
 
 
 @torch.no_grad()
+@large_blocks_apart()
 def decode_in_strips(autoencoder: Autoencoder, latent_BDrc: Tensor, strip_rows: int = STRIP_ROWS) -> Tensor:
     """Normalised latents (B, D, r, c) to pixels (B, 3, 16·r, 16·c), as `Autoencoder.decode`; without gradients."""
     decoder = autoencoder.decoder
