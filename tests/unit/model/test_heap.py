@@ -42,4 +42,5 @@ def test_afterwards_the_heap_has_it() -> None:
         pass
     before = num_apart()
     block = torch.empty(4 * 2**20, dtype=torch.uint8)
-    assert block.numel() and num_apart() == before
+    assert block.numel()
+    assert num_apart() == before
