@@ -8,12 +8,14 @@ import typer
 
 import kleinbild
 from kleinbild.cli import examples
+from kleinbild.cli.config import config
 from kleinbild.cli.doctor import doctor
 from kleinbild.cli.info import info
 from kleinbild.cli.models import models, pull
 from kleinbild.cli.nano import nano
 from kleinbild.cli.pictures import edit, generate
 from kleinbild.cli.plan import plan
+from kleinbild.cli.serve import serve
 from kleinbild.cli.terminal import result
 from kleinbild.cli.verbs import with_verb
 
@@ -72,6 +74,8 @@ app.command(epilog=examples.block(examples.EDIT))(edit)
 app.command()(info)
 app.add_typer(models, name="models")
 app.command()(pull)
+app.command()(serve)
+app.add_typer(config, name="config")
 app.command()(doctor)
 app.command()(plan)
 app.add_typer(nano, name="nano")

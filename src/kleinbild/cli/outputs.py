@@ -13,7 +13,8 @@ from typing import cast, get_args
 from kleinbild.cli.terminal import result_bytes
 from kleinbild.cli.wishes import Wishes
 from kleinbild.core.errors import OutputError, RequestError
-from kleinbild.engine.picture import Picture, PictureFormat, format_for
+from kleinbild.core.formats import PictureFormat
+from kleinbild.engine.picture import Picture, format_for
 
 MAX_NAME = 50  # letters of the prompt in a file name: with four bytes each it still fits a file system
 STDOUT = "-"

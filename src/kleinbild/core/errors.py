@@ -7,7 +7,9 @@ bug of ours. `exit_code` is what the command line leaves with; the codes are doc
      ├── RequestError          the request itself is wrong                     exit 2
      │    ├── PromptError      empty, too long, words that the model lacks
      │    ├── SizeError        not a size, or beyond the model's range
-     │    └── PictureError     a reference picture that cannot be used
+     │    ├── PictureError     a reference picture that cannot be used
+     │    ├── DestinationError a URL that the server will not go to
+     │    └── FetchError       a URL at which there is nothing that can be used
      ├── ModelError            no such model, or its weights are not here      exit 3
      │    ├── UnknownModelError
      │    ├── MissingWeightsError
@@ -49,6 +51,14 @@ class SizeError(RequestError):
 
 class PictureError(RequestError):
     """A reference picture, or a file that should be a picture, that cannot be used."""
+
+
+class DestinationError(RequestError):
+    """A URL that a server will not go to for a caller: not on the public internet, or not written as one."""
+
+
+class FetchError(RequestError):
+    """A permitted URL whose server did not answer, or not with what was asked for."""
 
 
 class ModelError(KleinbildError):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from kleinbild.core.formats import PictureFormat
 from kleinbild.core.sizes import Size
+from kleinbild.core.tokens import NO_TOKENS, Tokens
 
 Task = Literal["image.generate", "image.edit"]
 JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
 FINAL: frozenset[JobStatus] = frozenset({"completed", "failed", "cancelled"})
-OutputFormat = Literal["png", "jpeg", "webp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class ImageWork:
     references: tuple[PictureRef, ...] = ()
     mask: PictureRef | None = None
     cache_references: bool = False
-    output_format: OutputFormat = "png"
+    output_format: PictureFormat = "png"
     compression: int = 100
     quality: str = "auto"
     background: str = "opaque"
@@ -72,13 +73,15 @@ class JobError:
 class Outcome:
     """How a job ended: with `pictures` or with an `error`; both are empty if it was cancelled.
 
-    `timings` are seconds by stage, summed over the pictures; `fingerprint` is the weights'.
+    `timings` are seconds by stage and `tokens` what the model took, summed over the pictures; `fingerprint` is the
+    weights'.
     """
 
     status: JobStatus
     pictures: tuple[MadePicture, ...] = ()
     error: JobError | None = None
     timings: dict[str, float] | None = None
+    tokens: Tokens = NO_TOKENS
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
 
@@ -99,3 +102,18 @@ class Job:
     warnings: tuple[str, ...] = ()
     metadata: dict[str, str] | None = None
     webhook: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """Something that happened to a job. Ids increase with time, over all jobs and across restarts.
+
+    Types: `job.queued`, `job.started`, `job.step`, `job.preview`, `job.completed`, `job.failed`, `job.cancelled`.
+    """
+
+    id: int
+    job_id: str
+    project: str
+    type: str
+    data: dict[str, Any]
+    created_at: float

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kleinbild.core.errors import KleinbildError
+from kleinbild.core.formats import PictureFormat
 from kleinbild.core.offload import Offload
 from kleinbild.core.requests import PictureRequest
+from kleinbild.core.tokens import NO_TOKENS, Tokens
 
 Priority = Literal["batch", "normal", "interactive"]
 SHARES: dict[Priority, float] = {"batch": 1.0, "normal": 4.0, "interactive": 16.0}
@@ -25,6 +27,7 @@ class Terms:
     Callers get equal shares, whatever number of requests they have. `deadline_s`: seconds from now after which the
     picture is worth nothing. `preview_every`: a preview after every so many steps, 0 for none. `exact`: the picture must
     not depend in its last bits on what is made beside it; in float32 on a CPU it never does, unless the engine compiles.
+    `format` and `quality` are the file's, as `Picture.to_bytes` takes them.
     """
 
     priority: Priority = "normal"
@@ -32,6 +35,8 @@ class Terms:
     deadline_s: float | None = None
     preview_every: int = 0
     exact: bool = False
+    format: PictureFormat = "png"
+    quality: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,7 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The picture: `file` is a PNG with its record inside.
+    """The picture: `file` has its record inside.
 
     `timings` are seconds by stage, `queue` first; `peak_bytes` is the most memory that the process has held so far;
     `fingerprint` the weights' identity; `kernels` what computed.
@@ -115,6 +120,7 @@ class Done:
     fingerprint: str
     kernels: str
     notes: tuple[str, ...] = ()
+    tokens: Tokens = NO_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,15 +12,15 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from kleinbild.core.errors import OutputError, PictureError
+from kleinbild.core.formats import PictureFormat
 from kleinbild.core.metadata import Record
-
-PictureFormat = Literal["png", "jpeg", "webp"]
+from kleinbild.core.tokens import NO_TOKENS, Tokens
 
 SUFFIXES: dict[str, PictureFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 PNG_KEY = "kleinbild"
@@ -37,13 +37,14 @@ class Picture:
     """One picture. `pil` is RGB; `timings` are seconds by stage (`text`, `references`, `denoise`, `decode`, `finish`).
 
     Pictures made in one pass share the timings of the pass. `notes` say where it is not quite what was asked for: a
-    size that was rounded, an input that was scaled.
+    size that was rounded, an input that was scaled. `tokens` is what it took of the model.
     """
 
     pil: Image.Image
     record: Record
     timings: dict[str, float]
     notes: tuple[str, ...] = ()
+    tokens: Tokens = NO_TOKENS
 
     @property
     def seed(self) -> int:
@@ -62,20 +63,26 @@ class Picture:
             raise OutputError(*_explain(target, error)) from error
         return target
 
-    def to_bytes(self, format: PictureFormat = "png") -> bytes:  # noqa: A002
-        """The encoded file with the record in it. PNG and WebP keep every pixel, JPEG is lossy (quality 95)."""
+    def to_bytes(self, format: PictureFormat = "png", quality: int | None = None) -> bytes:  # noqa: A002
+        """The encoded file with the record in it.
+
+        `quality`, 0 to 100, is for JPEG (None: 95) and WebP (None: every pixel is kept, as in a PNG).
+        """
         buffer = io.BytesIO()
         if format == "png":
             chunks = PngInfo()
             chunks.add_itxt(PNG_KEY, self.record.to_json())
             self.pil.save(buffer, "PNG", pnginfo=chunks)
         elif format == "webp":
-            self.pil.save(buffer, "WEBP", lossless=True, exif=self._exif())
+            how = {"lossless": True} if quality is None else {"quality": quality}
+            self.pil.save(buffer, "WEBP", exif=self._exif(), **how)
         elif format == "jpeg":
             exif = self._exif()
             if len(exif) > _MAX_JPEG_EXIF:
                 raise OutputError("the prompt is too long for the record inside a JPEG", "save as png or webp")
-            self.pil.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=exif)
+            self.pil.save(
+                buffer, "JPEG", quality=JPEG_QUALITY if quality is None else quality, subsampling=0, exif=exif
+            )
         else:
             raise OutputError(f"unknown format {format!r}", f"use one of {', '.join(get_args(PictureFormat))}")
         return buffer.getvalue()

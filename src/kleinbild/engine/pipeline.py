@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
+from kleinbild.core.tokens import Tokens
 from kleinbild.engine.caches import Caches
 from kleinbild.engine.compiled import Compiled
 from kleinbild.engine.decode import as_asked, decode, record, to_image
@@ -40,7 +41,9 @@ def finish(
         pixels = decode(model, sequence, compiled)
     with watch("finish"):
         image = as_asked(to_image(pixels), prepared)
-    return Picture(image, record(model, prepared), dict(watch.seconds), prepared.inputs.notes)
+    segment = sequence.segment
+    tokens = Tokens(prepared.tokens.num_tokens, segment.num_references, segment.num_image)
+    return Picture(image, record(model, prepared), dict(watch.seconds), prepared.inputs.notes, tokens)
 
 
 class Stopwatch:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Self
@@ -24,12 +24,16 @@ from kleinbild.core.offload import Offload
 from kleinbild.core.requests import PictureRequest
 
 MAX_STARTS = 3  # of workers in a row that end without having made a picture
+Listener = Callable[[Event], None]
 START_SECONDS = 600.0  # loading 16 GB from a slow disk takes minutes
 
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """The events of one request, in order; ends after Done or Failed. Iterate, or ask for the `result`."""
+    """The events of one request, in order; ends after Done or Failed. Iterate, or ask for the `result`.
+
+    With a `listener`, that is called for each event instead, from the thread that reads what the worker says.
+    """
 
     submit: Submit
     _engine: RemoteEngine
@@ -37,6 +41,7 @@ class Stream:
     started: bool = False  # a worker has begun to make it
     cancelled: bool = False
     last: Done | Failed | None = None
+    listener: Listener | None = None
 
     @property
     def id(self) -> str:
@@ -72,7 +77,10 @@ class Stream:
 
     def put(self, event: Event) -> None:
         self.started = self.started or not isinstance(event, Queued)
-        self._events.put(event)
+        if self.listener is None:
+            self._events.put(event)
+        else:
+            self.listener(event)
 
 
 class RemoteEngine:
@@ -122,9 +130,19 @@ class RemoteEngine:
         assert self.ready_message is not None
         return self.ready_message
 
-    def submit(self, request: PictureRequest, terms: Terms = Terms()) -> Stream:  # noqa: B008 - frozen
+    @property
+    def refused(self) -> KleinbildError | None:
+        """Why no more pictures are made: the model cannot be loaded, or workers keep ending. None while all is well."""
+        return self._refused
+
+    def submit(
+        self,
+        request: PictureRequest,
+        terms: Terms = Terms(),  # noqa: B008 - frozen
+        listener: Listener | None = None,
+    ) -> Stream:
         """Asks for a picture. Errors, wrong requests among them, come through the stream."""
-        stream = Stream(Submit(str(next(self._ids)), request, terms), self)
+        stream = Stream(Submit(str(next(self._ids)), request, terms), self, listener=listener)
         with self._lock:
             if self._refused is not None:
                 stream.put(Failed.of(stream.id, self._refused))

@@ -99,13 +99,14 @@ class Worker:
             self.send(
                 Done(
                     id=job.id,
-                    file=picture.to_bytes("png"),
+                    file=picture.to_bytes(job.terms.format, job.terms.quality),
                     seed=picture.seed,
                     timings=timings,
                     peak_bytes=machine.peak_memory(),
                     fingerprint=picture.record.fingerprint,
                     kernels=self.kernels,
                     notes=picture.notes,
+                    tokens=picture.tokens,
                 )
             )
         except Exception as error:  # noqa: BLE001 - nobody waits for this thread, so it must be told

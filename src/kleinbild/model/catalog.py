@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kleinbild.core.errors import UnknownModelError
+from kleinbild.core.home import home
 from kleinbild.model.weights.settings import Variant
 from kleinbild.model.weights.specs import Family
 
@@ -83,8 +84,7 @@ def find(name: str) -> Entry:
 
 def models_folder() -> Path:
     """Where Kleinbild keeps models: `$KLEINBILD_HOME/models`, by default `~/.kleinbild/models`."""
-    home = os.environ.get("KLEINBILD_HOME")
-    return (Path(home) if home else Path.home() / ".kleinbild") / "models"
+    return home() / "models"
 
 
 def locate(entry: Entry) -> Path | None:

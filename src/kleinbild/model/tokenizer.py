@@ -28,6 +28,11 @@ class TokenizedPrompt:
     ids: Tensor
     mask: Tensor
 
+    @property
+    def num_tokens(self) -> int:
+        """Without padding."""
+        return int(self.mask.sum())
+
 
 class PromptTokenizer:
     """The tokenizer of one model. Thread-safe: it is never changed after loading."""

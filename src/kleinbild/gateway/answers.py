@@ -1,0 +1,152 @@
+"""Jobs as answers: our job object, OpenAI's answer with pictures, and the events of both."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from kleinbild.core.jobs import ImageWork, Job, JobEvent, MadePicture, Outcome
+from kleinbild.core.sizes import Size
+from kleinbild.core.tokens import Tokens
+from kleinbild.gateway.errors import as_object
+
+if TYPE_CHECKING:
+    from kleinbild.gateway.services import Services
+
+
+def job_object(services: Services, job: Job, base_url: str) -> dict[str, Any]:
+    outcome = job.outcome
+    return {
+        "id": job.id,
+        "object": "job",
+        "task": job.work.task,
+        "status": job.status,
+        "model": job.work.model,
+        "created_at": int(job.created_at),
+        "started_at": None if job.started_at is None else int(job.started_at),
+        "completed_at": None if job.completed_at is None else int(job.completed_at),
+        "input": work_object(job.work),
+        "progress": services.hub.progress(job.id),
+        "expected_seconds": None if outcome else round(services.admission.expected_seconds(), 2),
+        "result": result_object(services, job, base_url),
+        "error": as_object(outcome.error) if outcome and outcome.error else None,
+        "warnings": warnings(job),
+        "metadata": job.metadata or {},
+        "webhook": job.webhook,
+    }
+
+
+def work_object(work: ImageWork) -> dict[str, Any]:
+    return {
+        "prompt": work.prompt,
+        "model": work.model,
+        "n": work.n,
+        "size": str(work.size or "auto"),
+        "seed": work.seed,
+        "steps": work.steps,
+        "guidance": work.guidance,
+        "references": [{"sha256": each.sha256, "name": each.name} for each in work.references],
+        "mask": {"sha256": work.mask.sha256, "name": work.mask.name} if work.mask else None,
+        "output_format": work.output_format,
+        "output_compression": work.compression,
+        "quality": work.quality,
+        "background": work.background,
+    }
+
+
+def result_object(services: Services, job: Job, base_url: str) -> dict[str, Any] | None:
+    """With URLs of the pictures; None unless there are any."""
+    outcome = job.outcome
+    if outcome is None or not outcome.pictures:
+        return None
+    return {
+        "created": int(job.completed_at or job.created_at),
+        "data": [_with_url(services, job.work, picture, base_url) for picture in outcome.pictures],
+        **_about(job, outcome),
+    }
+
+
+async def images_object(services: Services, job: Job, base_url: str, *, urls: bool) -> dict[str, Any]:
+    """OpenAI's `ImagesResponse`, and our fields beside its own. The job must have pictures."""
+    outcome = job.outcome
+    assert outcome is not None
+    if urls:
+        data = [_with_url(services, job.work, picture, base_url) for picture in outcome.pictures]
+    else:
+        data = [
+            {"b64_json": await picture_base64(services, picture), **_beside(picture)} for picture in outcome.pictures
+        ]
+    return {
+        "created": int(job.completed_at or job.created_at),
+        "data": data,
+        **_about(job, outcome),
+        "id": job.id,
+        "model": job.work.model,
+        "warnings": warnings(job),
+    }
+
+
+async def picture_base64(services: Services, picture: MadePicture) -> str:
+    file = await services.blobs.get(picture.sha256)
+    return await asyncio.to_thread(lambda: base64.b64encode(file).decode())
+
+
+def warnings(job: Job) -> list[str]:
+    return [*job.warnings, *(job.outcome.notes if job.outcome else ())]
+
+
+def usage_object(tokens: Tokens) -> dict[str, Any]:
+    """OpenAI's usage, in tokens that the transformer saw."""
+    return {
+        "input_tokens": tokens.text + tokens.references,
+        "output_tokens": tokens.picture,
+        "total_tokens": tokens.text + tokens.references + tokens.picture,
+        "input_tokens_details": {"text_tokens": tokens.text, "image_tokens": tokens.references},
+        "output_tokens_details": {"text_tokens": 0, "image_tokens": tokens.picture},
+    }
+
+
+def size_of(job: Job) -> Size:
+    """The pictures'; all of a job have the same."""
+    assert job.outcome is not None
+    return job.outcome.pictures[0].size
+
+
+def event_data(event: JobEvent, job: dict[str, Any] | None) -> dict[str, Any]:
+    """`job`: the object that goes with a last event."""
+    data = {"type": event.type, "job_id": event.job_id, "created_at": int(event.created_at), **event.data}
+    if png := data.pop("png", None):
+        data["b64_json"] = base64.b64encode(png).decode()
+    return data if job is None else {**data, "job": job}
+
+
+def server_sent(kind: str, data: dict[str, Any], event_id: int | None = None) -> bytes:
+    lines: Iterable[str] = (
+        *(() if event_id is None else (f"id: {event_id}",)),
+        f"event: {kind}",
+        f"data: {json.dumps(data)}",
+    )
+    return ("\n".join(lines) + "\n\n").encode()
+
+
+def _with_url(services: Services, work: ImageWork, picture: MadePicture, base_url: str) -> dict[str, Any]:
+    return {"url": services.media.url(picture.sha256, work.output_format, base_url), **_beside(picture)}
+
+
+def _beside(picture: MadePicture) -> dict[str, Any]:
+    return {"seed": picture.seed, "size": str(picture.size)}
+
+
+def _about(job: Job, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "background": job.work.background,
+        "output_format": job.work.output_format,
+        "size": str(size_of(job)),
+        "quality": "high" if job.work.quality == "hd" else job.work.quality,
+        "usage": usage_object(outcome.tokens),
+        "timings": outcome.timings,
+        "fingerprint": outcome.fingerprint,
+    }

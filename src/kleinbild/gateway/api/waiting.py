@@ -1,0 +1,83 @@
+"""Waiting for a job within a request: until it has ended, or the client has gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+
+from kleinbild.core.jobs import FINAL, Job, JobEvent
+from kleinbild.gateway.errors import ApiError
+from kleinbild.gateway.events import LAST, Subscription
+from kleinbild.gateway.flow.make import cancel
+from kleinbild.storage import idempotency, jobs
+
+if TYPE_CHECKING:
+    from kleinbild.gateway.services import Services
+
+
+async def events_until_end(request: Request, live: Subscription) -> AsyncIterator[JobEvent]:
+    """The job's events up to its last. Ends early when the client goes away."""
+    gone = asyncio.create_task(_gone(request))
+    try:
+        while not gone.done():
+            coming = asyncio.create_task(live.next())
+            await asyncio.wait((coming, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                coming.cancel()
+                return
+            event = coming.result()
+            if event is None:
+                return
+            yield event
+            if event.type in LAST:
+                return
+    finally:
+        gone.cancel()
+
+
+async def ended(request: Request, services: Services, live: Subscription, job: Job, *, keep: bool) -> Job:
+    """The job when it has ended. If the client goes away before, it is cancelled unless he said `keep`."""
+    async for event in events_until_end(request, live):
+        if event.type in LAST:
+            return await reload(services, job)
+    await abandon(services, job, keep=keep)
+    raise ApiError(499, "the client went away", code="client_closed_request")
+
+
+async def abandon(services: Services, job: Job, *, keep: bool) -> None:
+    """The client has gone. Nobody has seen an answer, so the job's idempotency key is free again."""
+    if keep or await cancel(services, job.id) is None:
+        return
+    async with services.database.write() as connection:
+        await idempotency.release(connection, job.id)
+
+
+async def reload(services: Services, job: Job) -> Job:
+    async with services.database.read() as connection:
+        found = await jobs.find(connection, job.id)
+    assert found is not None
+    return found
+
+
+def require_pictures(job: Job) -> None:
+    """Raises the ApiError of a job that ended without any, and 409 for one that has not ended."""
+    if job.status not in FINAL:
+        raise ApiError(
+            409,
+            f"the first request with this Idempotency-Key is still {job.status} (job {job.id})",
+            type="idempotency_error",
+            code="idempotency_in_progress",
+            headers={"Retry-After": "1"},
+        )
+    if job.outcome is not None and job.outcome.error is not None:
+        raise ApiError.of_job(job.outcome.error)
+    if job.status == "cancelled":
+        raise ApiError(409, f"the job {job.id} was cancelled", code="cancelled")
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

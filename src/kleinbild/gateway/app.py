@@ -1,0 +1,63 @@
+"""The application: routes, errors and what every request passes through."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+import kleinbild
+from kleinbild.gateway import errors
+from kleinbild.gateway.api import admin, files, health, jobs, media, models, openai_images, webhooks
+from kleinbild.gateway.bodies import LimitBody
+from kleinbild.gateway.described import ErrorObject, Problem
+from kleinbild.gateway.lifespan import open_services
+from kleinbild.gateway.settings import Settings
+from kleinbild.gateway.tracing import Tracing
+
+ROUTERS = (
+    openai_images.router,
+    jobs.router,
+    files.router,
+    models.router,
+    webhooks.router,
+    media.router,
+    admin.router,
+    health.router,
+)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The server as an ASGI application. It opens its data when it starts, not here."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_services(settings) as services:
+            app.state.services = services
+            yield
+
+    app = FastAPI(title="Kleinbild", version=kleinbild.__version__, lifespan=lifespan, redoc_url=None)
+    errors.install(app)
+    app.add_middleware(LimitBody, max_bytes=int(settings.limits.max_body_mb * 1e6))
+    app.add_middleware(Tracing)
+    for router in ROUTERS:
+        app.include_router(router)
+    _describe_errors(app)
+    return app
+
+
+def _describe_errors(app: FastAPI) -> None:
+    """Puts the error objects into the OpenAPI file, whose routes refer to them."""
+    make = app.openapi
+
+    def openapi() -> dict[str, object]:
+        described = make()
+        schemas = described.setdefault("components", {}).setdefault("schemas", {})
+        for model in (ErrorObject, Problem):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+        return described
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

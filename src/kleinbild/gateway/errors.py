@@ -1,0 +1,167 @@
+"""Errors as answers: OpenAI's error object, or RFC 9457's problem where the client asks for that.
+
+`ApiError` is raised anywhere in the gateway; what `core.errors` raises and what validation finds become one here, too.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from kleinbild.core import errors
+from kleinbild.core.jobs import JobError
+from kleinbild.gateway.bodies import BodyError
+
+ErrorType = Literal[
+    "invalid_request_error",
+    "image_generation_user_error",
+    "rate_limit_error",
+    "idempotency_error",
+    "permission_error",
+    "server_error",
+]
+log = logging.getLogger(__name__)
+
+
+class ApiError(Exception):
+    """An answer that is an error. `param` names the field that is wrong; `headers` go with the answer."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: ErrorType | str = "invalid_request_error",  # noqa: A002 - OpenAI's name
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.type, self.code, self.param = status, message, str(type), code, param
+        self.headers = headers or {}
+
+    @classmethod
+    def of_job(cls, error: JobError) -> ApiError:
+        return cls(error.status, error.message, type=error.type, code=error.code, param=error.param)
+
+
+def not_found(what: str, name: str) -> ApiError:
+    return ApiError(404, f"there is no {what} {name!r}", code="not_found")
+
+
+def too_many(message: str, retry_after_s: float, code: str = "rate_limit_exceeded") -> ApiError:
+    seconds = max(1, round(retry_after_s))
+    return ApiError(429, message, type="rate_limit_error", code=code, headers={"Retry-After": str(seconds)})
+
+
+STATUS_OF: tuple[tuple[type[errors.KleinbildError], int, str], ...] = (
+    (errors.PromptError, 400, "invalid_prompt"),
+    (errors.SizeError, 400, "invalid_size"),
+    (errors.PictureError, 400, "invalid_image"),
+    (errors.DestinationError, 400, "invalid_image_url"),
+    (errors.FetchError, 400, "invalid_image_url"),
+    (errors.RequestError, 400, "invalid_value"),
+    (errors.UnknownModelError, 404, "model_not_found"),
+    (errors.ModelError, 503, "model_unavailable"),
+    (errors.CapacityError, 400, "exceeds_capacity"),
+    (errors.DeadlineError, 504, "deadline_exceeded"),
+    (errors.CancelledError, 409, "cancelled"),
+    (errors.WorkerError, 503, "engine_unavailable"),
+    (errors.EngineError, 500, "engine_error"),
+)
+PARAM_OF: tuple[tuple[type[errors.KleinbildError], str], ...] = (
+    (errors.PromptError, "prompt"),
+    (errors.SizeError, "size"),
+    (errors.PictureError, "image"),
+    (errors.UnknownModelError, "model"),
+)
+
+
+def job_error(error: errors.KleinbildError) -> JobError:
+    """What went wrong with a picture, in OpenAI's terms; what is our fault has the type `server_error`."""
+    status, code = next(
+        ((status, code) for kind, status, code in STATUS_OF if isinstance(error, kind)), (500, "internal_error")
+    )
+    param = next((param for kind, param in PARAM_OF if isinstance(error, kind)), None)
+    return JobError(_sentence(error), "invalid_request_error" if status < 500 else "server_error", code, param, status)
+
+
+def _sentence(error: errors.KleinbildError) -> str:
+    return f"{error.message}; {error.hint}" if error.hint else error.message
+
+
+def install(app: FastAPI) -> None:
+    """Every error that leaves `app` has one of the two shapes."""
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> JSONResponse:
+        return answer(request, error)
+
+    @app.exception_handler(BodyError)
+    async def body(request: Request, error: BodyError) -> JSONResponse:
+        code = "request_too_large" if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else "invalid_body"
+        return answer(request, ApiError(error.status, _sentence(error), code=code, param=error.param))
+
+    @app.exception_handler(errors.KleinbildError)
+    async def known(request: Request, error: errors.KleinbildError) -> JSONResponse:
+        return answer(request, ApiError.of_job(job_error(error)))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return answer(request, of_validation(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            return answer(
+                request, ApiError(404, f"Invalid URL ({request.method} {request.url.path})", code="not_found")
+            )
+        return answer(request, ApiError(error.status_code, str(error.detail), headers=headers))
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        log.error("unexpected error", exc_info=error)
+        message = "an unexpected error; the server's log has it under this request's id"
+        return answer(request, ApiError(500, message, type="server_error", code="internal_error"))
+
+
+def of_validation(found: Any) -> ApiError:
+    """The first of the things that validation (pydantic's list of errors) found, in words, with the field's name."""
+    first = found[0]
+    places = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    param = ".".join(places) or None
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"Unknown parameter: {param!r}.", code="unknown_parameter", param=param)
+    if first["type"] == "missing":
+        return ApiError(400, f"Missing required parameter: {param!r}.", code="missing_required_parameter", param=param)
+    what = f"Invalid value for {param!r}: " if param else "Invalid request: "
+    return ApiError(400, what + first["msg"], code="invalid_value", param=param)
+
+
+def answer(request: Request, error: ApiError) -> JSONResponse:
+    if "application/problem+json" in request.headers.get("accept", ""):
+        return JSONResponse(problem(request, error), error.status, error.headers, "application/problem+json")
+    return JSONResponse({"error": as_object(error)}, error.status, error.headers)
+
+
+def as_object(error: ApiError | JobError) -> dict[str, str | None]:
+    return {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+
+
+def problem(request: Request, error: ApiError) -> dict[str, Any]:
+    known = {"param": error.param, "code": error.code}
+    return {
+        "type": f"urn:kleinbild:error:{error.code or error.type}",
+        "title": HTTPStatus(error.status).phrase,
+        "status": error.status,
+        "detail": error.message,
+        "instance": request.url.path,
+        **{name: value for name, value in known.items() if value is not None},
+    }

@@ -1,0 +1,142 @@
+"""What happens to jobs, as it happens and afterwards.
+
+Changes of status are rows of the database, so that a stream can be resumed after a restart. Steps and previews are only
+kept for a while in memory: whoever resumes late misses some, and loses nothing that the job's end does not tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from kleinbild.core.jobs import Job, JobEvent
+from kleinbild.storage import jobs
+from kleinbild.storage.database import Database
+
+NUM_RECENT = 512  # steps and previews that are kept
+NUM_WAITING = 1024  # events that a slow listener may be behind before he is left behind
+NO_PROGRESS: dict[str, Any] = {"position": None, "image_index": 0, "step": 0, "num_steps": 0}
+LAST = frozenset({"job.completed", "job.failed", "job.cancelled"})
+
+
+class LaggardError(Exception):
+    """A listener who is too slow; he may come back with the id of the last event that he has seen."""
+
+
+@dataclass(slots=True, eq=False)
+class Subscription:
+    """The events of a project, or of one job, from now on. `following`: it ends when the server is about to stop."""
+
+    following: bool
+    _queue: asyncio.Queue[JobEvent | None] = field(default_factory=lambda: asyncio.Queue(NUM_WAITING))
+    _lagging: bool = False
+
+    def offer(self, event: JobEvent | None) -> None:
+        """None is the end: the server stops."""
+        try:
+            self._queue.put_nowait(event)
+        except asyncio.QueueFull:
+            self._lagging = True
+
+    async def next(self) -> JobEvent | None:
+        if self._lagging and self._queue.empty():
+            raise LaggardError
+        return await self._queue.get()
+
+
+class EventHub:
+    """One per process. `new` makes an event, `record` keeps it, `publish` tells everybody who listens."""
+
+    def __init__(self, database: Database, last_id: int = 0) -> None:
+        self._database = database
+        self._last_id = last_id
+        self._recent: deque[JobEvent] = deque(maxlen=NUM_RECENT)
+        self._progress: dict[str, dict[str, Any]] = {}
+        self._of_jobs: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self._of_projects: defaultdict[str, set[Subscription]] = defaultdict(set)
+
+    def new(self, job: Job, kind: str, **data: Any) -> JobEvent:
+        """Its id is the time in microseconds, or one more than the last."""
+        now = time.time()
+        self._last_id = max(self._last_id + 1, int(now * 1e6))
+        return JobEvent(self._last_id, job.id, job.project, kind, data, now)
+
+    async def record(self, connection: AsyncConnection, event: JobEvent) -> JobEvent:
+        """In the transaction that makes it true; `publish` it when that is committed."""
+        await jobs.add_event(connection, event)
+        return event
+
+    def publish(self, event: JobEvent, *, recorded: bool) -> None:
+        if not recorded:
+            self._recent.append(event)
+        if event.type in LAST:
+            self._progress.pop(event.job_id, None)
+        elif known := {name: event.data[name] for name in NO_PROGRESS if name in event.data}:
+            self._progress[event.job_id] = {**self.progress(event.job_id), **known}
+        for subscription in (*self._of_jobs.get(event.job_id, ()), *self._of_projects.get(event.project, ())):
+            subscription.offer(event)
+
+    def progress(self, job_id: str) -> dict[str, Any]:
+        """How far a job is: its place in the queue until it is made, then the last step of any of its pictures."""
+        return self._progress.get(job_id, NO_PROGRESS)
+
+    def close(self) -> None:
+        """Ends what `follow`s: those who listen may come back to the next server with the last id that they saw."""
+        for subscriptions in (*self._of_jobs.values(), *self._of_projects.values()):
+            for subscription in subscriptions:
+                if subscription.following:
+                    subscription.offer(None)
+
+    @contextmanager
+    def listen(self, project: str, job_id: str | None = None, *, following: bool = False) -> Iterator[Subscription]:
+        subscription = Subscription(following)
+        group, name = (self._of_projects, project) if job_id is None else (self._of_jobs, job_id)
+        group[name].add(subscription)
+        try:
+            yield subscription
+        finally:
+            group[name].discard(subscription)
+            if not group[name]:
+                del group[name]
+
+    async def follow(self, project: str, job_id: str | None, after: int | None) -> AsyncIterator[JobEvent]:
+        """Events with ids above `after`, those of the past first; with None, all of a job or only new ones of a project.
+
+        Ends after a job's last event; a project's never ends.
+        """
+        with self.listen(project, job_id, following=True) as live:
+            seen = after if after is not None else 0
+            for event in await self._past(project, job_id, after):
+                seen = event.id
+                yield event
+                if job_id is not None and event.type in LAST:
+                    return
+            while True:
+                latest = await live.next()
+                if latest is None:
+                    return
+                if latest.id <= seen:
+                    continue
+                yield latest
+                if job_id is not None and latest.type in LAST:
+                    return
+
+    async def _past(self, project: str, job_id: str | None, after: int | None) -> list[JobEvent]:
+        if job_id is None and after is None:
+            return []
+        since = after or 0
+        async with self._database.read() as connection:
+            kept = await jobs.events_after(connection, project, since, job_id)
+        recent = [
+            event
+            for event in self._recent
+            if event.id > since and event.project == project and job_id in (None, event.job_id)
+        ]
+        return sorted([*kept, *recent], key=lambda event: event.id)

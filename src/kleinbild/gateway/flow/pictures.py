@@ -1,0 +1,62 @@
+"""Pictures that come with a request, into the blob store: checked, cleaned of what they tell about people."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import time
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import UploadFile
+
+from kleinbild.core.callers import Caller
+from kleinbild.core.errors import PictureError
+from kleinbild.core.formats import MEDIA_TYPES
+from kleinbild.core.jobs import PictureRef
+from kleinbild.gateway.errors import not_found
+from kleinbild.safety.pictures import PictureLimits, clean
+from kleinbild.storage import files
+
+if TYPE_CHECKING:
+    from kleinbild.gateway.services import Services
+    from kleinbild.gateway.wanted import PictureSource
+
+HOUR = 3600.0
+
+
+async def take_file(services: Services, upload: UploadFile) -> PictureRef:
+    return await _keep(services, await upload.read(), upload.filename or "")
+
+
+async def take_source(services: Services, caller: Caller, source: PictureSource) -> PictureRef:
+    """Raises PictureError for what is no picture or cannot be fetched, ApiError 404 for a file that is not the caller's."""
+    if source.file_id is not None:
+        async with services.database.read() as connection:
+            file = await files.find(connection, source.file_id, caller.project)
+        if file is None:
+            raise not_found("file", source.file_id)
+        return await _keep(services, await services.blobs.get(file.sha256), file.filename)
+    url = source.image_url or ""
+    if url.startswith("data:"):
+        return await _keep(services, await asyncio.to_thread(_data_of, url), "")
+    async with await services.fetcher.fetch(url) as file:
+        return await _keep(services, await file.read(), "")
+
+
+async def _keep(services: Services, file: bytes, name: str) -> PictureRef:
+    settings = services.settings
+    limits = PictureLimits(int(settings.limits.max_image_mb * 1e6), int(settings.limits.max_image_megapixels * 1e6))
+    cleaned = await asyncio.to_thread(clean, file, name or "the picture", limits)
+    expires_at = time.time() + settings.storage.upload_hours * HOUR
+    return PictureRef(await services.blobs.put(cleaned, MEDIA_TYPES["png"], expires_at), name)
+
+
+def _data_of(url: str) -> bytes:
+    head, _, data = url.partition(",")
+    if not head.endswith(";base64"):
+        raise PictureError("a data URL must be base64", "write data:image/png;base64,…")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PictureError(f"a data URL is not base64: {error}", "encode the file again") from error

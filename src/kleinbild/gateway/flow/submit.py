@@ -1,0 +1,130 @@
+"""From a caller's work to a job that will be made: idempotency, admission, the row, the workflow."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kleinbild.core.callers import Caller
+from kleinbild.core.jobs import ImageWork, Job, PictureRef
+from kleinbild.gateway.errors import ApiError
+from kleinbild.gateway.flow import durable
+from kleinbild.gateway.flow.make import load_inputs
+from kleinbild.storage import idempotency, jobs
+from kleinbild.storage.idempotency import Claim
+
+if TYPE_CHECKING:
+    from kleinbild.gateway.services import Services
+
+MAX_KEY = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a caller asks for. `job_id` will be the job's, unless the same was asked for before.
+
+    `key` is his idempotency key; `fingerprint` says what it stands for.
+    """
+
+    job_id: str
+    caller: Caller
+    work: ImageWork
+    warnings: tuple[str, ...] = ()
+    key: str | None = None
+    fingerprint: str = ""
+    metadata: dict[str, str] | None = None
+    webhook: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """`replayed`: it was asked for before with the same key, and this is that job."""
+
+    job: Job
+    replayed: bool
+
+
+async def submit(services: Services, order: Order) -> Submission:
+    """Raises ApiError: 422 for a key used for something else, 429 when there is no room, and what is wrong in words."""
+    if services.draining:
+        raise ApiError(503, "the server is stopping", type="server_error", headers={"Retry-After": "5"})
+    if known := await _known(services, order):
+        return Submission(known, replayed=True)
+    inputs = await load_inputs(services, order.work)
+    await asyncio.to_thread(services.provider.check, order.work, inputs)
+    job = Job(
+        id=order.job_id,
+        caller=order.caller.id,
+        project=order.caller.project,
+        work=order.work,
+        created_at=time.time(),
+        warnings=order.warnings,
+        metadata=order.metadata,
+        webhook=order.webhook,
+    )
+    position = services.admission.num_jobs
+    services.admission.admit(order.caller, job.id, order.work.n)
+    try:
+        known = await _add(services, order, job, position)
+    except BaseException:
+        services.admission.ended(job.id)
+        raise
+    if known is not None:  # somebody was quicker with the same key
+        services.admission.ended(job.id)
+        return Submission(known, replayed=True)
+    await durable.start(job.id)
+    return Submission(job, replayed=False)
+
+
+def fingerprint(route: str, work: ImageWork, *more: object, seed_drawn: bool) -> str:
+    """What must be the same for a key to mean the same. A seed that was drawn here says nothing."""
+    parts = [
+        route,
+        *(f"{name}={getattr(work, name)!r}" for name in work.__dataclass_fields__ if name != "seed" or not seed_drawn),
+        *map(repr, more),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+async def _known(services: Services, order: Order) -> Job | None:
+    if order.key is None:
+        return None
+    if not 0 < len(order.key) <= MAX_KEY or not order.key.isprintable():
+        raise ApiError(400, f"Idempotency-Key must have 1 to {MAX_KEY} printable characters", param="Idempotency-Key")
+    async with services.database.read() as connection:
+        held = await idempotency.holder(connection, order.caller.id, order.key, time.time())
+        return None if held is None else _same(held, order, await jobs.find(connection, held.job_id))
+
+
+async def _add(services: Services, order: Order, job: Job, position: int) -> Job | None:
+    """Keeps the job; or gives the one back that holds the order's key."""
+    async with services.database.write() as connection:
+        if order.key is not None:
+            now = time.time()
+            if held := await idempotency.holder(connection, order.caller.id, order.key, now):
+                return _same(held, order, await jobs.find(connection, held.job_id))
+        await jobs.add(connection, job)
+        if order.key is not None:
+            await idempotency.take(connection, Claim(order.caller.id, order.key, order.fingerprint, job.id), now)
+        queued = await services.hub.record(connection, services.hub.new(job, "job.queued", position=position))
+    services.hub.publish(queued, recorded=True)
+    return None
+
+
+def _same(held: Claim, order: Order, job: Job | None) -> Job | None:
+    if held.fingerprint != order.fingerprint:
+        raise ApiError(
+            422,
+            f"the Idempotency-Key {order.key!r} was used for another request; use a new key for a new request",
+            type="idempotency_error",
+            code="idempotency_key_reused",
+            param="Idempotency-Key",
+        )
+    return job
+
+
+def pictures_of(work: ImageWork) -> tuple[PictureRef, ...]:
+    return (*work.references, *((work.mask,) if work.mask else ()))

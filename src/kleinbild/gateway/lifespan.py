@@ -1,0 +1,105 @@
+"""The server's life: opened from its settings before the first request, closed after the last."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+from kleinbild.core.errors import OutputError
+from kleinbild.engine.remote import RemoteEngine
+from kleinbild.gateway.api.media import Media
+from kleinbild.gateway.events import EventHub
+from kleinbild.gateway.flow import durable
+from kleinbild.gateway.flow.admit import Admission
+from kleinbild.gateway.flow.authenticate import Authenticator
+from kleinbild.gateway.secrets import load_secrets
+from kleinbild.gateway.services import Services
+from kleinbild.gateway.settings import EngineSettings, LimitSettings, Settings
+from kleinbild.providers.local import LocalProvider
+from kleinbild.safety.fetch import Fetcher, FetchLimits, Reach
+from kleinbild.storage import jobs
+from kleinbild.storage.blobs import open_blobs
+from kleinbild.storage.database import open_database, sqlite_url
+from kleinbild.storage.retention import sweep
+
+SWEEP_SECONDS = 600.0
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Everything that the routes work with. Raises core.errors in words where something cannot be opened."""
+    data = settings.data
+    async with AsyncExitStack() as stack:
+        stack.enter_context(own(data))
+        secrets = load_secrets(data)
+        database = await open_database(settings.storage.database_url or sqlite_url(data / "kleinbild.sqlite"))
+        stack.push_async_callback(database.close)
+        blobs = open_blobs(database, settings.storage.blobs_url or data / "blobs")
+        provider = LocalProvider(settings.engine.models, _engines(settings.engine))
+        stack.push_async_callback(provider.close)
+        async with database.read() as connection:
+            last_event = await jobs.last_event_id(connection)
+        services = Services(
+            settings=settings,
+            database=database,
+            blobs=blobs,
+            secrets=secrets,
+            media=Media(secrets.derive("signed urls"), settings.storage.url_minutes * 60),
+            authenticator=Authenticator(database, secrets.derive("api keys"), open_to_all=settings.loopback),
+            hub=EventHub(database, last_event),
+            admission=Admission(settings.limits.max_queue, settings.limits.callers),
+            provider=provider,
+            fetcher=Fetcher(Reach(settings.limits.allowed_networks), _fetch_limits(settings.limits)),
+        )
+        await durable.launch(services, data)
+        stack.push_async_callback(durable.stop, services)
+        sweeper = asyncio.create_task(_sweep(services))
+        stack.callback(sweeper.cancel)
+        yield services
+
+
+@contextmanager
+def own(data: Path) -> Iterator[None]:
+    """The data folder, made if need be, for one server at a time: two would make each job twice."""
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (data / "lock").open("w")
+    except OSError as error:
+        raise OutputError(f"{data} cannot be written: {error.strerror}", "choose another with --data") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(
+                f"another server is running on {data}", "stop it, or choose another folder with --data"
+            ) from error
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+async def _sweep(services: Services) -> None:
+    """Removes what has outlived its time, every ten minutes."""
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        try:
+            await sweep(services.database, services.blobs, time.time())
+        except Exception:
+            log.exception("what has expired could not be removed; trying again later")
+
+
+def _engines(settings: EngineSettings) -> Callable[[str], RemoteEngine]:
+    return lambda model: RemoteEngine(
+        model, device=settings.device, dtype=settings.dtype, offload=settings.offload, compile=settings.compile
+    )
+
+
+def _fetch_limits(settings: LimitSettings) -> FetchLimits:
+    return FetchLimits(max_bytes=int(settings.max_image_mb * 1e6), seconds=settings.fetch_seconds)

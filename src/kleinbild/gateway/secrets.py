@@ -1,0 +1,72 @@
+"""One master secret, and for each purpose one derived from it: what is learnt of one tells nothing of another."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from kleinbild.core.errors import RequestError
+
+Purpose = Literal["api keys", "signed urls", "webhook secrets"]
+NUM_BYTES = 32
+FILE = "secret"
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """`master` is in no representation, so that it gets into no log."""
+
+    master: bytes = field(repr=False)
+
+    def derive(self, purpose: Purpose) -> bytes:
+        """32 bytes, the same ones for a purpose as long as the master secret is."""
+        return HKDF(SHA256(), NUM_BYTES, salt=None, info=f"kleinbild: {purpose}".encode()).derive(self.master)
+
+
+def load_secrets(data: Path, given: str | None = None) -> Secrets:
+    """From `given`, 64 hexadecimal digits, else from the file `secret` in the folder `data`, which is made at first."""
+    if given is not None:
+        return Secrets(_read(given, "the master secret that was set"))
+    path = data / FILE
+    if not path.exists():
+        _create(path)
+    _refuse_if_others_may_read(path)
+    return Secrets(_read(path.read_text(), str(path)))
+
+
+def _create(path: Path) -> None:
+    """Whole or not at all, and once: of two processes that start together both take the first one's."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    ours = path.with_name(f"{FILE}.{secrets.token_hex(8)}")
+    descriptor = os.open(ours, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(NUM_BYTES) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(ours, path)
+    finally:
+        ours.unlink()
+
+
+def _refuse_if_others_may_read(path: Path) -> None:
+    if os.name == "posix" and path.stat().st_mode & 0o077:
+        raise RequestError(f"{path} can be read by others; whoever has it can make keys", f"chmod 600 {path}")
+
+
+def _read(text: str, where: str) -> bytes:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text.strip()):
+        raise RequestError(
+            f"{where} is not 64 hexadecimal digits",
+            "make one with: python -c 'import secrets; print(secrets.token_hex(32))'",
+        )
+    return bytes.fromhex(text.strip())

@@ -1,0 +1,204 @@
+"""What can be set, in one place: a TOML file, the environment, flags; the later overrides the earlier.
+
+    kleinbild.toml          [server]          port = 9000
+    environment             KLEINBILD_SERVER__PORT=9000
+    flags                   kleinbild serve --port 9000
+
+Unknown settings are errors that list the known ones. `kleinbild config show` prints what is in force and where from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kleinbild.core.callers import Limits
+from kleinbild.core.errors import KleinbildError
+from kleinbild.core.home import home
+
+PREFIX = "KLEINBILD_"
+DEFAULT_PORT = 8190
+OTHERS_VARIABLES = frozenset({"KLEINBILD_HOME", "KLEINBILD_DEBUG", "KLEINBILD_BASE_URL", "KLEINBILD_API_KEY"})
+"""Variables with our prefix that are not the server's."""
+
+
+class ConfigurationError(KleinbildError):
+    """A setting that is unknown or wrong."""
+
+    exit_code = 2
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Server(Section):
+    host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs keys")
+    port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="0 takes a free one")
+    data: Path | None = Field(None, description="folder of the database and the pictures; default: ~/.kleinbild/server")
+    public_url: str | None = Field(None, description="how clients reach this server, for the URLs of pictures")
+    drain_seconds: float = Field(30.0, ge=0, description="what running requests get to end when the server stops")
+
+
+class EngineSettings(Section):
+    models: tuple[str, ...] = Field(("nano",), min_length=1, description="models to serve; the first is the default")
+    device: str | None = Field(None, description="cpu, cuda or mps; default: the best there is")
+    dtype: str | None = Field(None, description="as `kleinbild generate --dtype`")
+    offload: Literal["none", "components", "blocks"] | None = Field(None, description="as `kleinbild generate`")
+    compile: bool = Field(False, description="compile what gets faster by it")
+
+
+class Storage(Section):
+    database_url: str | None = Field(None, description="postgresql+asyncpg://…; default: SQLite in the data folder")
+    blobs_url: str | None = Field(None, description="s3://bucket/prefix; default: a folder in the data folder")
+    image_days: float = Field(30.0, gt=0, description="how long pictures and their jobs are kept")
+    upload_hours: float = Field(24.0, gt=0, description="how long pictures sent with a request are kept")
+    url_minutes: float = Field(60.0, gt=0, description="how long a signed URL of a picture is good")
+
+
+class LimitSettings(Section):
+    max_queue: int = Field(256, ge=1, description="jobs queued or running at once; more get 429")
+    max_body_mb: float = Field(512.0, gt=0, description="of one request; JSON is limited to a tenth of that")
+    max_image_mb: float = Field(50.0, gt=0, description="of one picture that is sent or fetched")
+    max_image_megapixels: float = Field(50.0, gt=0, description="checked before a picture is decoded")
+    fetch_seconds: float = Field(20.0, gt=0, description="for a remote picture, in all")
+    allowed_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        (), description="private networks that URLs of pictures and webhooks may lead to; default: none"
+    )
+    requests_per_minute: int | None = Field(None, ge=1, description="of a caller whose key has no such limit")
+    images_per_minute: int | None = Field(None, ge=1, description="of a caller whose key has no such limit")
+    concurrent_jobs: int | None = Field(None, ge=1, description="of a caller whose key has no such limit")
+
+    @property
+    def callers(self) -> Limits:
+        """Of those whose keys have none."""
+        return Limits(self.requests_per_minute, self.images_per_minute, self.concurrent_jobs)
+
+
+class Settings(Section):
+    server: Server = Server()  # type: ignore[call-arg]
+    engine: EngineSettings = EngineSettings()  # type: ignore[call-arg]
+    storage: Storage = Storage()  # type: ignore[call-arg]
+    limits: LimitSettings = LimitSettings()  # type: ignore[call-arg]
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        host = self.server.host
+        if host == "localhost":
+            return True
+        try:
+            return ip_address(host.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def data(self) -> Path:
+        return self.server.data or home() / "server"
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Settings in force; `sources` says for each that is not the default (`section.name`) where it came from."""
+
+    settings: Settings
+    sources: dict[str, str]
+
+    def describe(self, section: str, name: str) -> str:
+        """What the setting is, in words."""
+        return type(getattr(self.settings, section)).model_fields[name].description or ""
+
+
+Values = dict[str, dict[str, Any]]
+
+
+def read_configuration(file: Path | None = None, flags: Values | None = None) -> Configuration:
+    """Raises ConfigurationError that names the setting, where it stands, and what is known or allowed."""
+    path = file or default_file()
+    layers = [(str(path), from_file(path, required=file is not None)), ("environment", from_environment())]
+    layers.append(("flag", flags or {}))
+    merged: Values = {}
+    sources: dict[str, str] = {}
+    for source, values in layers:
+        for section, entries in values.items():
+            for name, value in entries.items():
+                _require_known(section, name, source)
+                merged.setdefault(section, {})[name] = value
+                sources[f"{section}.{name}"] = source
+    try:
+        return Configuration(Settings.model_validate(merged), sources)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][:2])
+        raise ConfigurationError(
+            f"{place} is wrong ({sources.get(place, 'default')}): {first['msg']}, given was {first['input']!r}",
+            "`kleinbild config show` prints every setting with what it means",
+        ) from error
+
+
+def from_file(path: Path, *, required: bool) -> Values:
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        if required:
+            raise ConfigurationError(f"there is no file {path}", "check --config") from None
+        return {}
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}", "mend that line") from error
+    for section, entries in values.items():
+        if not isinstance(entries, dict):
+            raise ConfigurationError(
+                f"{path}: {section!r} stands outside a section", f"sections are {', '.join(Settings.model_fields)}"
+            )
+    return values
+
+
+def from_environment() -> Values:
+    """KLEINBILD_SECTION__NAME; lists are separated by commas."""
+    values: Values = {}
+    for variable, value in os.environ.items():
+        if not variable.startswith(PREFIX) or "__" not in variable or variable in OTHERS_VARIABLES:
+            continue
+        section, name = variable.removeprefix(PREFIX).lower().split("__", 1)
+        values.setdefault(section, {})[name] = _parse(section, name, value)
+    return values
+
+
+def _parse(section: str, name: str, text: str) -> Any:
+    model = Settings.model_fields.get(section)
+    field = model.annotation.model_fields.get(name) if model else None  # type: ignore[union-attr]
+    if field is not None and "tuple" in str(field.annotation):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def _require_known(section: str, name: str, source: str) -> None:
+    sections = Settings.model_fields
+    if section not in sections:
+        raise ConfigurationError(_unknown(section, "section", source), f"sections are {', '.join(sections)}")
+    known = list(sections[section].annotation.model_fields)  # type: ignore[union-attr]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        guess = f"did you mean {close[0]}? " if close else ""
+        raise ConfigurationError(
+            _unknown(f"{section}.{name}", "setting", source), f"{guess}{section} knows {', '.join(known)}"
+        )
+
+
+def _unknown(name: str, what: str, source: str) -> str:
+    return f"unknown {what} {name!r} ({source})"
+
+
+def default_file() -> Path:
+    return Path("kleinbild.toml")

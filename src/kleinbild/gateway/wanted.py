@@ -1,0 +1,207 @@
+"""What a request for pictures may say: OpenAI's fields and ours, checked, and made into work for a model.
+
+Nothing is dropped in silence: what a model cannot honour is a warning in the answer, or an error where `strict` is set.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kleinbild.core.errors import SizeError
+from kleinbild.core.formats import PictureFormat
+from kleinbild.core.jobs import ImageWork, PictureRef, Task
+from kleinbild.core.requests import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
+from kleinbild.core.sizes import Size, parse_size
+from kleinbild.gateway.errors import ApiError, of_validation
+from kleinbild.providers.base import Capabilities
+
+Body = TypeVar("Body", bound="Wanted")
+
+MAX_PROMPT = 32_000
+MAX_REFERENCES = 16
+DRAWN_SEEDS = 2**32  # as the engine draws them: short enough to read aloud
+OPENAI_MODELS = ("gpt-image-", "dall-e-", "chatgpt-image-")
+"""Beginnings of names that code written for OpenAI sends. The first model that is served stands in for them."""
+
+
+class PictureSource(BaseModel):
+    """A picture by URL (https, http or data) or by the id of an uploaded file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_url: str | None = Field(None, max_length=20_971_520)
+    file_id: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"image_url": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one(self) -> PictureSource:
+        if (self.image_url is None) == (self.file_id is None):
+            raise ValueError("give exactly one of image_url and file_id")
+        return self
+
+
+class Wanted(BaseModel):
+    """The fields of `POST /v1/images/generations`; None is left to the model. `background` and below are OpenAI's, from
+    `seed` on they are ours.
+
+    `keep`: the job goes on if the client goes away. `cache_references`: see `core.requests.PictureRequest`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT)
+    model: str | None = None
+    n: int = Field(1, ge=1, le=10)
+    size: str = "auto"
+    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] = "auto"
+    response_format: Literal["url", "b64_json"] = "b64_json"
+    output_format: PictureFormat = "png"
+    output_compression: int = Field(100, ge=0, le=100)
+    background: Literal["auto", "opaque", "transparent"] = "auto"
+    moderation: Literal["auto", "low"] = "auto"
+    style: str | None = None
+    input_fidelity: Literal["low", "high"] | None = None
+    complexity: str | None = None
+    frame_count: int | None = None
+    frame_duration_ms: int | None = None
+    user: str | None = Field(None, max_length=512)
+    safety_identifier: str | None = Field(None, max_length=512)
+    stream: bool = False
+    partial_images: int = Field(0, ge=0, le=3)
+
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    guidance: float | None = Field(None, ge=1, le=MAX_GUIDANCE)
+    references: tuple[PictureSource, ...] = Field((), max_length=MAX_REFERENCES)
+    adapters: tuple[str, ...] = ()
+    strength: float | None = Field(None, ge=0, le=1)
+    cache_references: bool = False
+    strict: bool = False
+    keep: bool = False
+
+
+class WantedEdit(Wanted):
+    """The JSON form of `POST /v1/images/edits`."""
+
+    images: tuple[PictureSource, ...] = Field((), max_length=MAX_REFERENCES)
+    mask: PictureSource | None = None
+
+
+class WantedVariation(Wanted):
+    """The fields of `POST /v1/images/variations`, which has no prompt."""
+
+    prompt: str = Field("a variation of the picture", min_length=1, max_length=MAX_PROMPT)
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """The pictures of a request, in the blob store."""
+
+    references: tuple[PictureRef, ...] = ()
+    mask: PictureRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A field that is not honoured, and what happens instead."""
+
+    param: str
+    message: str
+
+
+def read(kind: type[Body], values: Any) -> Body:
+    """`values` as `kind`; null is the same as absent. Raises ApiError that names the field."""
+    if not isinstance(values, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    try:
+        return kind.model_validate(without_nulls(values))
+    except ValidationError as error:
+        raise of_validation(error.errors()) from error
+
+
+def without_nulls(values: Any) -> Any:
+    """A field that is null is one that is absent."""
+    return {name: value for name, value in values.items() if value is not None} if isinstance(values, dict) else values
+
+
+def model_for(wanted: Wanted, models: tuple[str, ...]) -> str:
+    """The name of the model that will serve the request; whether there is one is for the provider to say."""
+    if wanted.model is None or (not wanted.strict and wanted.model.startswith(OPENAI_MODELS)):
+        return models[0]
+    return wanted.model
+
+
+def work_for(wanted: Wanted, pictures: Pictures, can: Capabilities) -> tuple[ImageWork, tuple[str, ...]]:
+    """The work, with everything random settled, and warnings. Raises ApiError for what `strict` does not allow."""
+    losses = list(_losses(wanted, can))
+    size = _size(wanted, pictures, can, losses)
+    if wanted.strict and losses:
+        raise ApiError(400, losses[0].message, code="unsupported_parameter", param=losses[0].param)
+    task: Task = "image.edit" if pictures.references else "image.generate"
+    work = ImageWork(
+        task=task,
+        prompt=wanted.prompt,
+        model=can.model,
+        seed=secrets.randbelow(DRAWN_SEEDS) if wanted.seed is None else wanted.seed,
+        n=wanted.n,
+        size=size,
+        steps=wanted.steps,
+        guidance=wanted.guidance if can.guidance else None,
+        references=pictures.references,
+        mask=pictures.mask,
+        cache_references=wanted.cache_references,
+        output_format=wanted.output_format,
+        compression=wanted.output_compression,
+        quality=wanted.quality,
+        num_previews=wanted.partial_images if wanted.stream else 0,
+    )
+    return work, tuple(f"{loss.param}: {loss.message}" for loss in losses)
+
+
+def _losses(wanted: Wanted, can: Capabilities) -> Iterator[Loss]:
+    model = can.model
+    if wanted.model is not None and wanted.model != model:
+        yield Loss("model", f"{wanted.model} is not served here, {model} made it")
+    if wanted.quality not in ("auto", "standard"):
+        yield Loss("quality", f"{wanted.quality!r} makes no difference with {model}")
+    if wanted.background == "transparent":
+        yield Loss("background", f"{model} makes opaque pictures only")
+    if wanted.output_compression < 100 and wanted.output_format == "png":
+        yield Loss("output_compression", "a PNG has none")
+    if wanted.partial_images and not wanted.stream:
+        yield Loss("partial_images", "only streamed answers have them; set stream")
+    if not can.guidance and wanted.guidance not in (None, 1):
+        yield Loss("guidance", f"{model} is distilled and works without")
+    if wanted.adapters:
+        yield Loss("adapters", f"{model} has none here")
+    for name in ("style", "input_fidelity", "complexity", "frame_count", "frame_duration_ms", "strength"):
+        if getattr(wanted, name) is not None:
+            yield Loss(name, f"{model} has no such setting")
+
+
+def _size(wanted: Wanted, pictures: Pictures, can: Capabilities, losses: list[Loss]) -> Size | None:
+    if wanted.size == "auto":
+        return None
+    try:
+        size = parse_size(wanted.size)
+    except SizeError as error:
+        raise ApiError(400, f"{error.message}; {error.hint}, or auto", code="invalid_value", param="size") from error
+    if size.width <= 0 or size.height <= 0:
+        raise ApiError(400, f"{size} is not a size of a picture", code="invalid_value", param="size")
+    if pictures.mask is not None:
+        losses.append(Loss("size", "with a mask the picture keeps its own size"))
+        return None
+    if can.sizes.allows(size):
+        return size
+    nearest = can.sizes.nearest(size)
+    losses.append(Loss("size", f"{can.model} does not make {size} ({can.sizes}), it made {nearest}"))
+    return nearest

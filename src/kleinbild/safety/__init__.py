@@ -1,0 +1,1 @@
+"""What protects the server from what callers send: the guarded way out, and pictures made harmless."""

@@ -1,0 +1,148 @@
+"""The blob store: bytes under the SHA-256 of themselves, in a folder or in anything that speaks S3.
+
+Row and file are kept in step without a log of their own, whenever the process ends:
+
+* `put` writes the row first and the file second. If it ends in between, there is a row without a file, which nobody has
+  been told of; the next `put` of the same bytes finds no file and writes it. So there is never a file without a row.
+* `collect` deletes the row and the file within one transaction, which holds the row's lock. If it ends in between, the
+  row is back and still expired. A `put` of the same bytes waits for the lock: it comes either before, and then the row
+  is no longer expired, or after, and then it finds no file and writes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import obstore
+from obstore.store import LocalStore, ObjectStore, from_url
+from sqlalchemy import Exists, case, delete, exists, null, or_, select
+
+from kleinbild.core.errors import KleinbildError
+from kleinbild.storage.database import Database
+from kleinbild.storage.dialects import insert_into
+from kleinbild.storage.schema import blobs, files
+
+CHUNK = 256 * 1024
+
+
+class MissingBlobError(KleinbildError):
+    """There are no such bytes, or no longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """What is read: `num_bytes` of the whole, whatever part of it `chunks` are."""
+
+    num_bytes: int
+    media_type: str
+    chunks: AsyncIterator[bytes]
+
+
+class Blobs:
+    def __init__(self, database: Database, store: ObjectStore) -> None:
+        self._database, self._store = database, store
+
+    async def put(self, data: bytes | Path, media_type: str, expires_at: float | None) -> str:
+        """Keeps `data`, or the file at that path, until `expires_at` at least (None: for good), and gives its SHA-256.
+
+        Bytes that are here already are not written again; they are kept for the longest that anybody asked for.
+        """
+        sha256, num_bytes = await asyncio.to_thread(measured, data)
+        await self._keep_row(sha256, num_bytes, media_type, expires_at)
+        if await self._size(sha256) != num_bytes:
+            await obstore.put_async(self._store, key_of(sha256), data)
+        return sha256
+
+    async def get(self, sha256: str) -> bytes:
+        """All of it. Raises MissingBlobError."""
+        try:
+            found = await obstore.get_async(self._store, key_of(sha256))
+            return bytes(await found.bytes_async())
+        except FileNotFoundError as error:
+            raise _missing(sha256) from error
+
+    async def stream(self, sha256: str, start: int = 0, end: int | None = None) -> Blob:
+        """Bytes `start` up to `end`, which is not among them, a chunk at a time. Raises MissingBlobError."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(select(blobs).where(blobs.c.sha256 == sha256))).one_or_none()
+        if row is None or await self._size(sha256) != row.bytes:
+            raise _missing(sha256)
+        stop = row.bytes if end is None else min(end, row.bytes)
+        return Blob(row.bytes, row.media_type, self._chunks(sha256, start, stop))
+
+    async def collect(self, now: float) -> int:
+        """Deletes what has expired and belongs to no file any more; how many that were."""
+        expired = select(blobs.c.sha256).where(blobs.c.expires_at <= now, ~_has_file())
+        async with self._database.read() as connection:
+            found = list(await connection.scalars(expired))
+        return sum([await self._delete(sha256, now) for sha256 in found])
+
+    async def _keep_row(self, sha256: str, num_bytes: int, media_type: str, expires_at: float | None) -> None:
+        async with self._database.write() as connection:
+            new = insert_into(connection, blobs).values(
+                sha256=sha256, bytes=num_bytes, media_type=media_type, created_at=time.time(), expires_at=expires_at
+            )
+            old, given = blobs.c.expires_at, new.excluded.expires_at
+            latest = case((or_(old.is_(None), given.is_(None)), null()), (given > old, given), else_=old)
+            await connection.execute(new.on_conflict_do_update(index_elements=["sha256"], set_={"expires_at": latest}))
+
+    async def _delete(self, sha256: str, now: float) -> bool:
+        """Whether it was still to be deleted once its row was locked."""
+        expired = delete(blobs).where(blobs.c.sha256 == sha256, blobs.c.expires_at <= now, ~_has_file())
+        async with self._database.write() as connection:
+            if (await connection.execute(expired)).rowcount == 0:
+                return False
+            with suppress(FileNotFoundError):  # if whoever deleted it ended before the row was gone
+                await obstore.delete_async(self._store, key_of(sha256))
+        return True
+
+    async def _size(self, sha256: str) -> int | None:
+        """Of the file, None if there is none. A file cut short, as by a power failure, is not taken for the whole."""
+        try:
+            return (await obstore.head_async(self._store, key_of(sha256)))["size"]
+        except FileNotFoundError:
+            return None
+
+    async def _chunks(self, sha256: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """Ranges of their own, so that a slow reader keeps neither a file nor a connection open."""
+        for at in range(start, end, CHUNK):
+            try:
+                yield bytes(
+                    await obstore.get_range_async(self._store, key_of(sha256), start=at, end=min(at + CHUNK, end))
+                )
+            except FileNotFoundError as error:
+                raise _missing(sha256) from error
+
+
+def open_blobs(database: Database, place: Path | str) -> Blobs:
+    """The store in the folder `place`, which is made if need be, or at the URL `place`, such as s3://bucket/prefix."""
+    if isinstance(place, str) and "://" in place:
+        return Blobs(database, from_url(place))
+    return Blobs(database, LocalStore(Path(place).expanduser(), mkdir=True))
+
+
+def measured(data: bytes | Path) -> tuple[str, int]:
+    """SHA-256 and number of bytes. Takes a while for large data: never on the event loop."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest(), len(data)
+    with data.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+
+
+def key_of(sha256: str) -> str:
+    """256 folders, so that none grows too large to list."""
+    return f"{sha256[:2]}/{sha256[2:]}"
+
+
+def _has_file() -> Exists:
+    return exists().where(files.c.sha256 == blobs.c.sha256)
+
+
+def _missing(sha256: str) -> MissingBlobError:
+    return MissingBlobError(f"there is nothing kept under {sha256}", "it may have expired; make or upload it again")

@@ -1,0 +1,53 @@
+"""Which request a caller's idempotency key was first used for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, delete, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from kleinbild.storage.schema import idempotency
+
+KEPT_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A key's first use: `fingerprint` is of route and body."""
+
+    caller: str
+    key: str
+    fingerprint: str
+    job_id: str
+
+
+async def holder(connection: AsyncConnection, caller: str, key: str, now: float) -> Claim | None:
+    """The claim that holds `key`, if any does."""
+    row = (
+        await connection.execute(select(idempotency).where(_same(caller, key), idempotency.c.expires_at > now))
+    ).first()
+    return None if row is None else Claim(row.caller, row.key, row.fingerprint, row.job_id)
+
+
+async def take(connection: AsyncConnection, wanted: Claim, now: float) -> None:
+    """Makes `wanted` the claim of its key, which nobody may hold; its job must be there."""
+    await connection.execute(delete(idempotency).where(_same(wanted.caller, wanted.key)))
+    await connection.execute(
+        insert(idempotency).values(
+            caller=wanted.caller,
+            key=wanted.key,
+            fingerprint=wanted.fingerprint,
+            job_id=wanted.job_id,
+            expires_at=now + KEPT_SECONDS,
+        )
+    )
+
+
+async def release(connection: AsyncConnection, job_id: str) -> None:
+    """Frees the key of a job that nobody got an answer about: the next request with it is a first one."""
+    await connection.execute(delete(idempotency).where(idempotency.c.job_id == job_id))
+
+
+def _same(caller: str, key: str) -> ColumnElement[bool]:
+    return (idempotency.c.caller == caller) & (idempotency.c.key == key)

@@ -1,0 +1,128 @@
+"""Jobs and their events in the database. Every function works within the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import TypeAdapter
+from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from kleinbild.core.jobs import FINAL, ImageWork, Job, JobEvent, JobStatus, Outcome
+from kleinbild.storage.schema import events, jobs
+
+_WORK = TypeAdapter(ImageWork)
+_OUTCOME = TypeAdapter(Outcome)
+
+
+async def add(connection: AsyncConnection, job: Job) -> None:
+    await connection.execute(
+        insert(jobs).values(
+            id=job.id,
+            caller=job.caller,
+            project=job.project,
+            task=job.work.task,
+            model=job.work.model,
+            status=job.status,
+            work=_WORK.dump_python(job.work, mode="json"),
+            warnings=list(job.warnings),
+            metadata=job.metadata or {},
+            webhook=job.webhook,
+            created_at=job.created_at,
+        )
+    )
+
+
+async def find(connection: AsyncConnection, job_id: str, project: str | None = None) -> Job | None:
+    """The job, if it is there and belongs to `project` (None: to whomever)."""
+    query = select(jobs).where(jobs.c.id == job_id)
+    if project is not None:
+        query = query.where(jobs.c.project == project)
+    row = (await connection.execute(query)).first()
+    return None if row is None else _job(row)
+
+
+async def newest(
+    connection: AsyncConnection, project: str, *, limit: int, after: str | None = None, status: JobStatus | None = None
+) -> list[Job]:
+    """The jobs of `project`, newest first, from the one that follows `after`."""
+    query = select(jobs).where(jobs.c.project == project).order_by(jobs.c.id.desc()).limit(limit)
+    if after is not None:
+        query = query.where(jobs.c.id < after)
+    if status is not None:
+        query = query.where(jobs.c.status == status)
+    return [_job(row) for row in await connection.execute(query)]
+
+
+async def unfinished(connection: AsyncConnection) -> list[str]:
+    query = select(jobs.c.id).where(jobs.c.status.not_in(FINAL)).order_by(jobs.c.id)
+    return list((await connection.execute(query)).scalars())
+
+
+async def start(connection: AsyncConnection, job_id: str, now: float) -> Job | None:
+    """The job, running from now on; None if it has ended. One that was interrupted starts again."""
+    changed = await connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.status.not_in(FINAL))
+        .values(status="running", started_at=func.coalesce(jobs.c.started_at, now))
+    )
+    return await find(connection, job_id) if changed.rowcount else None
+
+
+async def finish(connection: AsyncConnection, job_id: str, outcome: Outcome, now: float) -> Job | None:
+    """The job as it has now ended; None if it had ended before, for it does so once."""
+    changed = await connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.status.not_in(FINAL))
+        .values(status=outcome.status, outcome=outcome_json(outcome), completed_at=now)
+    )
+    return await find(connection, job_id) if changed.rowcount else None
+
+
+async def add_event(connection: AsyncConnection, event: JobEvent) -> None:
+    await connection.execute(
+        insert(events).values(id=event.id, job_id=event.job_id, project=event.project, type=event.type, data=event.data)
+    )
+
+
+async def events_after(
+    connection: AsyncConnection, project: str, after: int, job_id: str | None = None
+) -> Sequence[JobEvent]:
+    query = select(events).where(events.c.project == project, events.c.id > after).order_by(events.c.id)
+    if job_id is not None:
+        query = query.where(events.c.job_id == job_id)
+    return [
+        JobEvent(row.id, row.job_id, row.project, row.type, row.data, row.id / 1e6)
+        for row in await connection.execute(query)
+    ]
+
+
+async def last_event_id(connection: AsyncConnection) -> int:
+    return (await connection.execute(select(func.max(events.c.id)))).scalar() or 0
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    values: dict[str, Any] = _OUTCOME.dump_python(outcome, mode="json")
+    return values
+
+
+def outcome_of(values: dict[str, Any]) -> Outcome:
+    return _OUTCOME.validate_python(values)
+
+
+def _job(row: Row[Any]) -> Job:
+    return Job(
+        id=row.id,
+        caller=row.caller,
+        project=row.project,
+        work=_WORK.validate_python(row.work),
+        created_at=row.created_at,
+        status=row.status,
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+        outcome=None if row.outcome is None else outcome_of(row.outcome),
+        warnings=tuple(row.warnings),
+        metadata=row.metadata,
+        webhook=row.webhook,
+    )

@@ -1,0 +1,2 @@
+async def sweep(*a, **k):
+    pass
