@@ -86,7 +86,8 @@ class Stream:
 class RemoteEngine:
     """A model in a process of its own. From any thread: `submit`, then listen to the stream.
 
-    `device`, `dtype`, `offload` and `compile` are `Engine`'s; the worker writes its notes to its log (stderr).
+    `device`, `dtype`, `offload` and `compile` are `Engine`'s; the worker writes its notes to its log (stderr). `nice` makes
+    its process give way to others, to the one that speaks with it for a start.
     `close` (or leaving the `with` block) ends the worker; what was under way fails.
     """
 
@@ -99,8 +100,11 @@ class RemoteEngine:
         offload: Offload | None = None,
         compile: bool = False,  # noqa: A002 - as torch calls it
         memory_bytes: int | None = None,
+        nice: int = 0,
     ) -> None:
         options = {"--device": device, "--dtype": dtype, "--offload": offload, "--memory-bytes": memory_bytes}
+        if nice:
+            options["--nice"] = nice
         given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
         flags = ["--compile"] if compile else []
         self._command = [sys.executable, "-m", "kleinbild.engine.worker", model, *given, *flags]

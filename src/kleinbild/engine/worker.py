@@ -141,7 +141,9 @@ def main() -> None:
         "--compile", action="store_true", help="compile what gets faster by it; the first pictures wait"
     )
     parser.add_argument("--memory-bytes", type=int, help="what all requests may hold together beside the weights")
+    parser.add_argument("--nice", type=int, default=0, help="how much this process gives way to others, 0 to 19")
     arguments = parser.parse_args()
+    os.nice(arguments.nice)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; whoever started this decides
     inbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
     threading.Thread(target=read, args=(sys.stdin.buffer, inbox), daemon=True).start()

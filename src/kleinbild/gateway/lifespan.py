@@ -18,6 +18,7 @@ from kleinbild.gateway.events import EventHub
 from kleinbild.gateway.flow import durable
 from kleinbild.gateway.flow.admit import Admission
 from kleinbild.gateway.flow.authenticate import Authenticator
+from kleinbild.gateway.pulse import Pulse
 from kleinbild.gateway.secrets import load_secrets
 from kleinbild.gateway.services import Services
 from kleinbild.gateway.settings import EngineSettings, LimitSettings, Settings
@@ -29,6 +30,7 @@ from kleinbild.storage.database import open_database, sqlite_url
 from kleinbild.storage.retention import sweep
 
 SWEEP_SECONDS = 600.0
+NICE = 5  # of the engine's process: on few cores the server must answer while pictures are made
 log = logging.getLogger(__name__)
 
 
@@ -57,11 +59,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             admission=Admission(settings.limits.max_queue, settings.limits.callers),
             provider=provider,
             fetcher=Fetcher(Reach(settings.limits.allowed_networks), _fetch_limits(settings.limits)),
+            pulse=Pulse(),
         )
         await durable.launch(services, data)
         stack.push_async_callback(durable.stop, services)
-        sweeper = asyncio.create_task(_sweep(services))
-        stack.callback(sweeper.cancel)
+        for task in (_sweep(services), services.pulse.beat()):
+            stack.callback(asyncio.create_task(task).cancel)
         yield services
 
 
@@ -97,7 +100,12 @@ async def _sweep(services: Services) -> None:
 
 def _engines(settings: EngineSettings) -> Callable[[str], RemoteEngine]:
     return lambda model: RemoteEngine(
-        model, device=settings.device, dtype=settings.dtype, offload=settings.offload, compile=settings.compile
+        model,
+        device=settings.device,
+        dtype=settings.dtype,
+        offload=settings.offload,
+        compile=settings.compile,
+        nice=NICE,
     )
 
 

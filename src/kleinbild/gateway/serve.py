@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from kleinbild.core.errors import KleinbildError
+from kleinbild.core.heap import give_back_freed_memory
 from kleinbild.gateway.app import create_app
 from kleinbild.gateway.services import Services
 from kleinbild.gateway.settings import Configuration, ConfigurationError, Settings
@@ -48,6 +49,11 @@ class Server(uvicorn.Server):
     @property
     def services(self) -> Services | None:
         return getattr(self.asgi.state, "services", None)
+
+    def run(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        allow_many_connections()
+        give_back_freed_memory()
+        super().run(sockets)  # type: ignore[arg-type]
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await super().startup(sockets)  # type: ignore[arg-type]
@@ -96,6 +102,15 @@ def apply(new: Settings, old: Settings, services: Services | None) -> None:
     services.settings = new
     services.media.seconds = new.storage.url_minutes * 60
     services.admission.set_limits(new.limits.max_queue, new.limits.callers)
+
+
+def allow_many_connections() -> None:
+    """As many open files as the system lets this process have: each connection is one."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def write_server_file(settings: Settings, url: str) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kleinbild.gateway.events import EventHub
     from kleinbild.gateway.flow.admit import Admission
     from kleinbild.gateway.flow.authenticate import Authenticator
+    from kleinbild.gateway.pulse import Pulse
     from kleinbild.gateway.secrets import Secrets
     from kleinbild.gateway.settings import Settings
     from kleinbild.providers.base import Provider
@@ -37,6 +38,7 @@ class Services:
     admission: Admission
     provider: Provider
     fetcher: Fetcher
+    pulse: Pulse
     running: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
     draining: bool = False
     stopping: bool = False

@@ -15,8 +15,9 @@ DATABASE_SECONDS = 2.0
 
 
 @router.get("/healthz")
-async def healthz() -> Response:
-    return JSONResponse({"status": "ok"})
+async def healthz(request: Request) -> Response:
+    """`worst_stall_ms`: the longest that the event loop was held up within the last minute or two."""
+    return JSONResponse({"status": "ok", "worst_stall_ms": round(services_of(request).pulse.worst_seconds * 1000, 1)})
 
 
 @router.get("/readyz", responses={503: {"description": "not yet, or not any more; the answer says what is missing"}})

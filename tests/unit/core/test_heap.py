@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from kleinbild.model.heap import large_blocks_apart
+from kleinbild.core.heap import large_blocks_apart
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
 

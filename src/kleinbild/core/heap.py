@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-M_MMAP_THRESHOLD = -3  # malloc.h
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h
 LARGE_BLOCK = 2**20
 HEAP_BLOCK = 32 * 2**20  # what glibc's threshold grows to by itself
 
@@ -30,6 +30,14 @@ def large_blocks_apart() -> Iterator[None]:
         yield
     finally:
         libc.mallopt(M_MMAP_THRESHOLD, HEAP_BLOCK)
+
+
+def give_back_freed_memory(num_arenas: int = 2) -> None:
+    """For a process of many threads that handle large bodies, at its start: blocks of a MiB or more go back to the system
+    when they are freed, and what is smaller comes from `num_arenas` heaps rather than from several per core."""
+    if libc := _glibc():
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        libc.mallopt(M_ARENA_MAX, num_arenas)
 
 
 def _glibc() -> ctypes.CDLL | None:
