@@ -53,7 +53,7 @@ class Rights:
     role: Role = "member"
     models: tuple[str, ...] | None = None
     routes: tuple[str, ...] | None = None
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
     expires_at: float | None = None
 
 
@@ -96,6 +96,10 @@ def require_within(wanted: Rights, parent: Rights, only: Iterable[str] | None = 
     for name in only if only is not None else (f.name for f in fields(Rights)):
         if getattr(allowed, name) != getattr(_canonical(wanted), name):
             raise BeyondParentError(name, getattr(wanted, name), getattr(parent, name))
+
+
+def changed_fields(before: Rights, after: Rights) -> list[str]:
+    return [f.name for f in fields(Rights) if getattr(before, f.name) != getattr(after, f.name)]
 
 
 def covers(route: str, path: str) -> bool:
@@ -180,7 +184,7 @@ async def change(
     """Raises BeyondParentError, MissingKeyError."""
     key = await find(connection, key_id)
     if rights is not None and key.parent is not None:
-        require_within(rights, await effective(connection, key.parent))
+        require_within(rights, await effective(connection, key.parent), changed_fields(key.rights, rights))
     changed = replace(key, name=name or key.name, rights=_canonical(rights or key.rights))
     await connection.execute(update(keys).where(keys.c.id == key_id).values(**_columns(changed)))
     return changed

@@ -8,31 +8,42 @@ import hmac
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
 from kleinbild.core.formats import MEDIA_TYPES, PictureFormat
+from kleinbild.gateway.described import ERRORS
 from kleinbild.gateway.errors import ApiError, not_found
+from kleinbild.gateway.services import services_of
 from kleinbild.storage.blobs import Blobs, MissingBlobError
 
-router = APIRouter()
+_PICTURE = {known: {"schema": {"type": "string", "format": "binary"}} for known in MEDIA_TYPES.values()}
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the picture", "content": _PICTURE},
+    206: {"description": "the part of it that was asked for", "content": _PICTURE},
+    304: {"description": "the client has it already"},
+    416: {"description": "it is not that long"},
+    **ERRORS,
+}
+router = APIRouter(tags=["media"])
 
 
 class Media:
-    """The signature is over path and expiry, not over the host: a proxy may put the server where it likes."""
+    """The signature is over path and expiry, not over the host: a proxy may put the server where it likes.
 
-    def __init__(
-        self, secret: bytes, public_url: str | None, seconds: float, clock: Callable[[], float] = time.time
-    ) -> None:
-        self._secret, self._public_url, self._seconds, self._clock = secret, public_url, seconds, clock
+    `seconds` is how long a URL is good.
+    """
 
-    def url(self, sha256: str, output_format: PictureFormat, request_base: str) -> str:
-        """Absolute, under the public URL if one is set, else under the base URL that the request came by."""
+    def __init__(self, secret: bytes, seconds: float, clock: Callable[[], float] = time.time) -> None:
+        self._secret, self.seconds, self._clock = secret, seconds, clock
+
+    def url(self, sha256: str, output_format: PictureFormat, base_url: str) -> str:
+        """Absolute, under the URL by which clients reach this server."""
         path = f"/v1/media/{sha256}.{output_format}"
-        expires = int(self._clock() + self._seconds)
-        base = (self._public_url or request_base).rstrip("/")
-        return f"{base}{path}?exp={expires}&sig={self._sign(path, expires)}"
+        expires = int(self._clock() + self.seconds)
+        return f"{base_url}{path}?exp={expires}&sig={self._sign(path, expires)}"
 
     def seconds_left(self, path: str, expires: str, signature: str) -> int:
         """Raises ApiError, 403, for a URL that is not one of ours or no longer good."""
@@ -49,19 +60,19 @@ class Media:
         return base64.urlsafe_b64encode(mac).rstrip(b"=").decode()
 
 
-@router.api_route("/v1/media/{sha256}.{extension}", methods=["GET", "HEAD"], response_class=Response)
+@router.get("/v1/media/{sha256}.{extension}", responses=ANSWERS, response_class=Response)
+@router.head("/v1/media/{sha256}.{extension}", include_in_schema=False)
 async def media(request: Request, sha256: str, extension: str, exp: str = "", sig: str = "") -> Response:
     """A picture. One range of bytes may be asked for."""
-    signed: Media = request.app.state.services.media
-    blobs: Blobs = request.app.state.services.blobs
-    left = signed.seconds_left(f"/v1/media/{sha256}.{extension}", exp, sig)
+    services = services_of(request)
+    left = services.media.seconds_left(f"/v1/media/{sha256}.{extension}", exp, sig)
     media_type = next((known for name, known in MEDIA_TYPES.items() if name == extension), None)
     if media_type is None:
         raise not_found("picture", f"{sha256}.{extension}")
     headers = _headers(sha256, extension, left)
     if headers["ETag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    return await _served(request, blobs, sha256, media_type, headers)
+    return await _served(request, services.blobs, sha256, media_type, headers)
 
 
 async def _served(

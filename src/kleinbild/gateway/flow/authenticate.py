@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from kleinbild.core.callers import LOCAL, Caller
 from kleinbild.gateway.errors import ApiError
+from kleinbild.gateway.services import services_of
+from kleinbild.gateway.settings import Settings
 from kleinbild.storage import keys
-from kleinbild.storage.database import Database
+from kleinbild.storage.database import Database, open_database, sqlite_url
 
 REMEMBERED_S = 5.0
 MAX_REMEMBERED = 10_000
@@ -25,18 +28,18 @@ class _Remembered:
 
 
 class Authenticator:
-    """Callers by their keys. With `open_without_keys` (loopback only), whoever asks while there are no keys is LOCAL."""
+    """Callers by their keys. With `open_to_all` (loopback only), whoever asks while there are no keys is LOCAL."""
 
     def __init__(
         self,
         database: Database,
         secret: bytes,
         *,
-        open_without_keys: bool = False,
+        open_to_all: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database, self._secret, self._clock = database, secret, clock
-        self._open = open_without_keys
+        self._open = open_to_all
         self._open_until = 0.0
         self._remembered: dict[str, _Remembered] = {}
 
@@ -80,7 +83,7 @@ class Authenticator:
         if now < self._open_until:
             return True
         async with self._database.read() as connection:
-            self._open = not await keys.any_exist(connection)
+            self._open = not await keys.any_exist(connection)  # once there was a key, it stays closed
         self._open_until = now + REMEMBERED_S
         return self._open
 
@@ -89,6 +92,9 @@ async def caller(request: Request) -> Caller:
     """Who asks, by `Authorization: Bearer`; a route depends on it. Raises ApiError, 401 or 403."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     return await _admitted(request, key.strip() if scheme.lower() == "bearer" and key.strip() else None)
+
+
+Asking = Annotated[Caller, Depends(caller)]
 
 
 async def caller_by_x_key(request: Request) -> Caller:
@@ -120,9 +126,21 @@ def require_route(caller: Caller, path: str) -> None:
         )
 
 
+async def has_keys(settings: Settings) -> bool:
+    """Whether any key was ever made for the server of these settings."""
+    path = settings.data / "kleinbild.sqlite"
+    if settings.storage.database_url is None and not path.exists():
+        return False
+    database = await open_database(settings.storage.database_url or sqlite_url(path))
+    try:
+        async with database.read() as connection:
+            return await keys.any_exist(connection)
+    finally:
+        await database.close()
+
+
 async def _admitted(request: Request, key: str | None) -> Caller:
-    authenticator: Authenticator = request.app.state.services.authenticator
-    found = await authenticator.caller(key)
+    found = await services_of(request).authenticator.caller(key)
     require_route(found, request.scope["path"])
     return found
 
