@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import obstore
 from obstore.store import LocalStore, ObjectStore, from_url
@@ -29,6 +30,7 @@ from kleinbild.storage.dialects import insert_into
 from kleinbild.storage.schema import blobs, files
 
 CHUNK = 256 * 1024
+Data = bytes | Path | IO[bytes]
 
 
 class MissingBlobError(KleinbildError):
@@ -48,8 +50,8 @@ class Blobs:
     def __init__(self, database: Database, store: ObjectStore) -> None:
         self._database, self._store = database, store
 
-    async def put(self, data: bytes | Path, media_type: str, expires_at: float | None) -> str:
-        """Keeps `data`, or the file at that path, until `expires_at` at least (None: for good), and gives its SHA-256.
+    async def put(self, data: Data, media_type: str, expires_at: float | None) -> str:
+        """Keeps `data`, all of it if it is a file, until `expires_at` at least (None: for good), and gives its SHA-256.
 
         Bytes that are here already are not written again; they are kept for the longest that anybody asked for.
         """
@@ -127,12 +129,17 @@ def open_blobs(database: Database, place: Path | str) -> Blobs:
     return Blobs(database, LocalStore(Path(place).expanduser(), mkdir=True))
 
 
-def measured(data: bytes | Path) -> tuple[str, int]:
+def measured(data: Data) -> tuple[str, int]:
     """SHA-256 and number of bytes. Takes a while for large data: never on the event loop."""
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest(), len(data)
-    with data.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+    if isinstance(data, Path):
+        with data.open("rb") as file:
+            return measured(file)
+    data.seek(0)
+    found = hashlib.file_digest(data, "sha256").hexdigest(), data.tell()  # type: ignore[arg-type]  # any file will do
+    data.seek(0)
+    return found
 
 
 def key_of(sha256: str) -> str:

@@ -94,7 +94,7 @@ files = Table(
     Column("project", String(128), nullable=False, index=True),
     Column("filename", Text, nullable=False),
     Column("purpose", String(32), nullable=False),
-    Column("sha256", String(64), nullable=False),
+    Column("sha256", String(64), nullable=False, index=True),
     Column("bytes", BigInteger, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),

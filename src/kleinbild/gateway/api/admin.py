@@ -1,3 +1,325 @@
-from fastapi import APIRouter
+"""`/v1/admin`: keys and the audit log. What a role may see and change is written here, in one place each."""
 
-router = APIRouter()
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from kleinbild.core.callers import LOCAL, Caller, Limits, Role
+from kleinbild.gateway.bodies import read_json
+from kleinbild.gateway.described import ERRORS, documented
+from kleinbild.gateway.errors import ApiError, not_found, of_validation
+from kleinbild.gateway.flow.authenticate import Asking
+from kleinbild.gateway.services import Services, services_of
+from kleinbild.gateway.tracing import Trace
+from kleinbild.storage import audit, keys
+from kleinbild.storage.audit import Entry
+from kleinbild.storage.keys import BeyondParentError, Key, MissingKeyError, Rights
+
+router = APIRouter(prefix="/v1/admin", tags=["admin"])
+
+CHANGEABLE: dict[Role, frozenset[str]] = {
+    "viewer": frozenset(),
+    "member": frozenset({"name", "role", "models", "routes", "limits", "expires_at"}),
+    "admin": frozenset({"name", "role", "models", "routes", "limits", "expires_at"}),
+}
+"""What a caller of that role may change of other keys that he may change at all; of his own key only the name."""
+CREATABLE: dict[Role, frozenset[str]] = {
+    "viewer": frozenset(),
+    "member": CHANGEABLE["member"] | {"project"},  # his own alone, as `keys.within` sees to
+    "admin": CHANGEABLE["admin"] | {"project", "owner"},
+}
+
+Name = Annotated[str, Field(min_length=1, max_length=128)]
+Route = Annotated[str, Field(pattern=r"^/[A-Za-z0-9/._-]*$", max_length=256)]
+Whole = Annotated[int | None, Field(ge=1, le=10**9)]
+Time = Annotated[int | None, Field(ge=0, le=10**11)]
+
+
+class LimitsObject(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    requests_per_minute: Whole = None
+    images_per_minute: Whole = None
+    concurrent_jobs: Whole = None
+
+
+class ChangedKey(BaseModel):
+    """null is no limit; what is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name = ""
+    role: Role = "member"
+    models: list[Name] | None = None
+    routes: list[Route] | None = None
+    limits: LimitsObject = LimitsObject()
+    expires_at: Time = None
+
+
+class WantedKey(ChangedKey):
+    """What is left out is as the key's that asks."""
+
+    name: Name
+    owner: Name = ""
+    project: Name = ""
+
+
+class KeyObject(BaseModel):
+    """`key` is told when it is made, and never again."""
+
+    id: str
+    object: Literal["key"]
+    key: str | None = None
+    prefix: str
+    name: str
+    owner: str
+    project: str
+    role: Role
+    models: list[str] | None
+    routes: list[str] | None
+    limits: LimitsObject
+    parent: str | None
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+    last_used_at: int | None
+
+
+class KeyList(BaseModel):
+    object: Literal["list"]
+    data: list[KeyObject]
+
+
+class AuditObject(BaseModel):
+    id: int
+    object: Literal["audit_entry"]
+    at: int
+    actor: str
+    action: str
+    target: str
+    details: dict[str, Any]
+    request_id: str
+
+
+class AuditList(BaseModel):
+    object: Literal["list"]
+    data: list[AuditObject]
+    has_more: bool
+
+
+@router.post("/keys", **documented(WantedKey, KeyObject, form=False, status=201, stream=False))
+async def create(request: Request, caller: Asking) -> Response:
+    """A key below the one that asks. It is told in this answer alone."""
+    wanted = _read(WantedKey, await read_json(request))
+    _require_allowed(wanted, CREATABLE[caller.role])
+    services = services_of(request)
+    async with _administering(services, request, caller, "key.create") as action:
+        mine = await _rights(action.connection, caller)
+        rights = _changed(replace(mine, role="member" if caller.may("member") else "viewer"), wanted)
+        key, text = await keys.create(
+            action.connection,
+            services.secrets.derive("api keys"),
+            name=wanted.name,
+            owner=wanted.owner or caller.owner,
+            rights=replace(rights, project=wanted.project or mine.project),
+            parent=None if caller == LOCAL else caller.id,
+        )
+        action.tell(key.id, _object(key))
+    return JSONResponse({**_object(key), "key": text}, 201)
+
+
+@router.get("/keys", responses={200: {"model": KeyList}, **ERRORS})
+async def listing(request: Request, caller: Asking, project: str | None = None) -> Response:
+    """An admin sees all keys, a member his own and those below it, a viewer his own."""
+    async with services_of(request).database.read() as connection:
+        below = None if caller.may("admin") else caller.id
+        found = await keys.listed(connection, project=project, below=below)
+    seen = [key for key in found if caller.may("member") or key.id == caller.id]
+    return JSONResponse({"object": "list", "data": [_object(key) for key in seen]})
+
+
+@router.get("/keys/{key_id}", responses={200: {"model": KeyObject}, **ERRORS})
+async def one(request: Request, key_id: str, caller: Asking) -> Response:
+    with _in_words():
+        async with services_of(request).database.read() as connection:
+            return JSONResponse(_object(await _seen(connection, caller, key_id)))
+
+
+@router.patch("/keys/{key_id}", **documented(ChangedKey, KeyObject, form=False, stream=False))
+async def change(request: Request, key_id: str, caller: Asking) -> Response:
+    """Nobody changes what he himself may do, or gives more than he has."""
+    wanted = _read(ChangedKey, await read_json(request))
+    async with _administering(services_of(request), request, caller, "key.change") as action:
+        key = await _seen(action.connection, caller, key_id)
+        allowed = CHANGEABLE[caller.role]
+        _require_allowed(wanted, allowed & {"name"} if key.id == caller.id else allowed)
+        rights = _changed(key.rights, wanted)
+        if caller != LOCAL:
+            mine = await keys.effective(action.connection, caller.id)
+            keys.require_within(rights, mine, keys.changed_fields(key.rights, rights))
+        changed = await keys.change(action.connection, key.id, name=wanted.name, rights=rights)
+        action.tell(key.id, wanted.model_dump(mode="json", exclude_unset=True))
+    return JSONResponse(_object(changed))
+
+
+@router.delete("/keys/{key_id}", responses={200: {"model": KeyObject}, **ERRORS})
+async def revoke(request: Request, key_id: str, caller: Asking) -> Response:
+    """The key and all below it are good no longer. It stays in the list."""
+    async with _administering(services_of(request), request, caller, "key.revoke") as action:
+        key = await _seen(action.connection, caller, key_id)
+        revoked = await keys.revoke(action.connection, key.id, time.time())
+        action.tell(key.id, {})
+    return JSONResponse(_object(revoked))
+
+
+@router.post("/keys/{key_id}/rotate", responses={200: {"model": KeyObject}, **ERRORS})
+async def rotate(request: Request, key_id: str, caller: Asking) -> Response:
+    """Another text for the same key; the one before is good no longer. Whoever rotates a key can use it, so nobody does
+    with a key that may more than his own."""
+    services = services_of(request)
+    async with _administering(services, request, caller, "key.rotate") as action:
+        key = await _seen(action.connection, caller, key_id)
+        if caller != LOCAL and key.id != caller.id:
+            mine = await keys.effective(action.connection, caller.id)
+            keys.require_within(await keys.effective(action.connection, key.id), mine)
+        rotated, text = await keys.rotate(action.connection, services.secrets.derive("api keys"), key.id)
+        action.tell(key.id, {})
+    return JSONResponse({**_object(rotated), "key": text})
+
+
+@router.get("/audit", responses={200: {"model": AuditList}, **ERRORS})
+async def audited(
+    request: Request,
+    caller: Asking,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: Annotated[int | None, Query(ge=0, le=2**62)] = None,
+) -> Response:
+    """What was administered, newest first. For admins."""
+    if not caller.may("admin"):
+        raise _forbidden("Only an admin may read the audit log.")
+    async with services_of(request).database.read() as connection:
+        found = await audit.newest(connection, limit=limit + 1, after=after)
+    data = [{**asdict(entry), "at": int(entry.at), "object": "audit_entry"} for entry in found[:limit]]
+    return JSONResponse({"object": "list", "data": data, "has_more": len(found) > limit})
+
+
+@dataclass(slots=True)
+class _Action:
+    """What is being done, in one transaction with its entry in the audit log."""
+
+    connection: AsyncConnection
+    entry: Entry
+
+    def tell(self, target: str, details: dict[str, Any]) -> None:
+        self.entry = replace(self.entry, target=target, details=details)
+
+
+@asynccontextmanager
+async def _administering(services: Services, request: Request, caller: Caller, what: str) -> AsyncIterator[_Action]:
+    if not caller.may("member"):
+        raise _forbidden("A viewer may look at his own key and change nothing.")
+    trace = getattr(request.state, "trace", None)
+    request_id = trace.request_id if isinstance(trace, Trace) else ""
+    with _in_words():
+        async with services.database.write() as connection:
+            action = _Action(connection, Entry(time.time(), caller.id, what, "", {}, request_id))
+            yield action
+            await audit.append(connection, action.entry)
+    services.authenticator.forget()
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    try:
+        yield
+    except BeyondParentError as error:
+        message = f"{error.message}; {error.hint}"
+        raise ApiError(403, message, type="permission_error", code="beyond_parent", param=error.field) from error
+    except MissingKeyError as error:
+        raise ApiError(404, error.message, code="not_found") from error
+
+
+async def _seen(connection: AsyncConnection, caller: Caller, key_id: str) -> Key:
+    """Raises ApiError, 404, for a key that the caller may not know of, as for one that there is not."""
+    key = await keys.find(connection, key_id)
+    own = key.id == caller.id
+    if own or caller.may("admin"):
+        return key
+    if caller.may("member") and await keys.is_below(connection, key_id, caller.id):
+        return key
+    raise not_found("key", key_id)
+
+
+async def _rights(connection: AsyncConnection, caller: Caller) -> Rights:
+    return Rights(LOCAL.project, "admin") if caller == LOCAL else await keys.effective(connection, caller.id)
+
+
+def _changed(rights: Rights, wanted: ChangedKey) -> Rights:
+    """`rights` with what was given in place of what was."""
+    values: dict[str, Any] = {
+        "role": wanted.role,
+        "models": None if wanted.models is None else tuple(wanted.models),
+        "routes": None if wanted.routes is None else tuple(wanted.routes),
+        "limits": Limits(**wanted.limits.model_dump()),
+        "expires_at": wanted.expires_at,
+    }
+    return replace(rights, **{name: value for name, value in values.items() if name in wanted.model_fields_set})
+
+
+def _require_allowed(wanted: ChangedKey, allowed: frozenset[str]) -> None:
+    for name in sorted(wanted.model_fields_set - allowed):
+        raise ApiError(
+            403,
+            f"You may not set {name!r} here; you may set {', '.join(sorted(allowed)) or 'nothing'}.",
+            type="permission_error",
+            code="field_not_allowed",
+            param=name,
+        )
+
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def _read(model: type[Body], values: Any) -> Body:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise of_validation(error.errors()) from error
+
+
+def _object(key: Key) -> dict[str, Any]:
+    rights = key.rights
+    return {
+        "id": key.id,
+        "object": "key",
+        "prefix": key.prefix,
+        "name": key.name,
+        "owner": key.owner,
+        "project": rights.project,
+        "role": rights.role,
+        "models": None if rights.models is None else list(rights.models),
+        "routes": None if rights.routes is None else list(rights.routes),
+        "limits": {f.name: getattr(rights.limits, f.name) for f in fields(Limits)},
+        "parent": key.parent,
+        "created_at": int(key.created_at),
+        "expires_at": _whole(rights.expires_at),
+        "revoked_at": _whole(key.revoked_at),
+        "last_used_at": _whole(key.last_used_at),
+    }
+
+
+def _whole(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds)
+
+
+def _forbidden(message: str) -> ApiError:
+    return ApiError(403, message, type="permission_error", code="role_not_allowed")

@@ -1,23 +1,149 @@
+"""From a header to a caller. Most requests need no query: callers are remembered for a few seconds."""
+
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
+
 from fastapi import Depends, Request
+
 from kleinbild.core.callers import LOCAL, Caller
+from kleinbild.gateway.errors import ApiError
+from kleinbild.gateway.services import services_of
+from kleinbild.gateway.settings import Settings
+from kleinbild.storage import keys
+from kleinbild.storage.database import Database, open_database, sqlite_url
+
+REMEMBERED_S = 5.0
+MAX_REMEMBERED = 10_000
+USE_NOTED_S = 60.0
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    caller: Caller
+    until: float
+
+
 class Authenticator:
-    database: object
-    secret: bytes
-    open_to_all: bool = True
+    """Callers by their keys. With `open_to_all` (loopback only), whoever asks while there are no keys is LOCAL."""
+
+    def __init__(
+        self,
+        database: Database,
+        secret: bytes,
+        *,
+        open_to_all: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database, self._secret, self._clock = database, secret, clock
+        self._open = open_to_all
+        self._open_until = 0.0
+        self._remembered: dict[str, _Remembered] = {}
+
+    async def caller(self, key: str | None) -> Caller:
+        """Raises ApiError, 401, as OpenAI does for no key and for one that is not good."""
+        if self._open and await self._there_are_no_keys():
+            return LOCAL
+        if key is None:
+            raise _refused("You didn't provide an API key. Send it as a header: Authorization: Bearer kb_…")
+        if not keys.FORM.fullmatch(key):
+            raise _refused("Incorrect API key provided: it is none of this server's, which start with kb_.")
+        digest = keys.digest(self._secret, key)
+        remembered = self._remembered.get(digest)
+        if remembered is not None and self._clock() < remembered.until:
+            return remembered.caller
+        return await self._look_up(digest, key[:11])
+
+    def forget(self) -> None:
+        """After a change of keys: it holds at once in this process, in others within `REMEMBERED_S`."""
+        self._remembered.clear()
+        self._open_until = 0.0
+
+    async def _look_up(self, digest: str, prefix: str) -> Caller:
+        now = self._clock()
+        self._remembered.pop(digest, None)
+        async with self._database.read() as connection:
+            key = await keys.authenticate(connection, digest, now)
+        if key is None:
+            raise _refused(f"Incorrect API key provided: {prefix}… is unknown, expired or revoked.")
+        if key.last_used_at is None or key.last_used_at < now - USE_NOTED_S:
+            async with self._database.write() as connection:
+                await keys.note_use(connection, key.id, now)
+        if len(self._remembered) >= MAX_REMEMBERED:
+            self._remembered.clear()
+        until = min(now + REMEMBERED_S, key.rights.expires_at or float("inf"))
+        self._remembered[digest] = _Remembered(key.caller(), until)
+        return self._remembered[digest].caller
+
+    async def _there_are_no_keys(self) -> bool:
+        now = self._clock()
+        if now < self._open_until:
+            return True
+        async with self._database.read() as connection:
+            self._open = not await keys.any_exist(connection)  # once there was a key, it stays closed
+        self._open_until = now + REMEMBERED_S
+        return self._open
 
 
 async def caller(request: Request) -> Caller:
-    return LOCAL
+    """Who asks, by `Authorization: Bearer`; a route depends on it. Raises ApiError, 401 or 403."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return await _admitted(request, key.strip() if scheme.lower() == "bearer" and key.strip() else None)
 
 
 Asking = Annotated[Caller, Depends(caller)]
 
 
-async def has_keys(settings) -> bool:
-    return False
+async def caller_by_x_key(request: Request) -> Caller:
+    """Who asks, by `x-key`, as BFL's clients send it; or as all others do."""
+    key = request.headers.get("x-key")
+    return await caller(request) if key is None else await _admitted(request, key)
+
+
+def require_model(caller: Caller, model: str) -> None:
+    """Raises ApiError, 403."""
+    if caller.models is not None and model not in caller.models:
+        raise ApiError(
+            403,
+            f"This key may not use the model {model!r}; it may use {', '.join(caller.models) or 'none'}.",
+            type="permission_error",
+            code="model_not_allowed",
+            param="model",
+        )
+
+
+def require_route(caller: Caller, path: str) -> None:
+    """Raises ApiError, 403."""
+    if caller.routes is not None and not any(keys.covers(route, path) for route in caller.routes):
+        raise ApiError(
+            403,
+            f"This key may not use {path}; it may use {', '.join(caller.routes) or 'nothing'}.",
+            type="permission_error",
+            code="route_not_allowed",
+        )
+
+
+async def has_keys(settings: Settings) -> bool:
+    """Whether any key was ever made for the server of these settings."""
+    path = settings.data / "kleinbild.sqlite"
+    if settings.storage.database_url is None and not path.exists():
+        return False
+    database = await open_database(settings.storage.database_url or sqlite_url(path))
+    try:
+        async with database.read() as connection:
+            return await keys.any_exist(connection)
+    finally:
+        await database.close()
+
+
+async def _admitted(request: Request, key: str | None) -> Caller:
+    found = await services_of(request).authenticator.caller(key)
+    require_route(found, request.scope["path"])
+    return found
+
+
+def _refused(message: str) -> ApiError:
+    return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

@@ -1,0 +1,151 @@
+"""Who may administer which keys, field by field."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from kleinbild.core.callers import Limits
+from tests.unit.gateway.server import Server
+
+pytestmark = pytest.mark.anyio
+KEYS = "/v1/admin/keys"
+SOON = int(time.time()) + 1000
+RIGHTS: dict[str, Any] = {
+    "models": ("nano",),
+    "routes": ("/v1/images", "/v1/admin"),
+    "limits": Limits(10, 10, 1),
+    "expires_at": float(SOON),
+}
+MORE = {
+    "role": "admin",
+    "models": ["nano", "klein-4b"],
+    "routes": ["/v1"],
+    "limits": {"requests_per_minute": 11, "images_per_minute": 10, "concurrent_jobs": 1},
+    "expires_at": SOON + 1,
+}
+UNLIMITED = [("models", None), ("routes", None), ("limits", {}), ("expires_at", None)]
+
+
+async def test_a_key_is_told_once(server: Server) -> None:
+    _, admin = await server.key("admin")
+    made = (await server.ask("POST", KEYS, admin, json={"name": "app", "project": "q", "owner": "anna"})).json()
+    assert made["key"].startswith(made["prefix"])
+    assert (made["project"], made["owner"], made["role"]) == ("q", "anna", "member")
+    listed = await server.ask("GET", KEYS, admin)
+    assert made["id"] in [key["id"] for key in listed.json()["data"]]
+    assert made["key"] not in listed.text
+    assert "key" not in (await server.ask("GET", f"{KEYS}/{made['id']}", admin)).json()
+    assert (await server.ask("GET", "/v1/files", made["key"])).status_code != 401
+
+
+@pytest.mark.parametrize(("field", "value"), [*MORE.items(), *UNLIMITED, ("project", "q")])
+async def test_a_member_cannot_make_a_key_that_may_more(server: Server, field: str, value: object) -> None:
+    _, member = await server.key(**RIGHTS)
+    answer = await server.ask("POST", KEYS, member, json={"name": "more", field: value})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (403, field)
+
+
+@pytest.mark.parametrize(("field", "value"), [*MORE.items(), *UNLIMITED])
+async def test_a_member_cannot_change_a_key_of_his_to_more(server: Server, field: str, value: object) -> None:
+    _, member = await server.key(**RIGHTS)
+    child = (await server.ask("POST", KEYS, member, json={"name": "child"})).json()
+    answer = await server.ask("PATCH", f"{KEYS}/{child['id']}", member, json={field: value})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (403, field)
+
+
+@pytest.mark.parametrize("role", ["member", "admin"])
+@pytest.mark.parametrize(("field", "value"), [*MORE.items(), *UNLIMITED])
+async def test_nobody_changes_what_he_himself_may(server: Server, role: str, field: str, value: object) -> None:
+    key, text = await server.key(role, **RIGHTS)
+    answer = await server.ask("PATCH", f"{KEYS}/{key.id}", text, json={field: value})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (403, field)
+
+
+@pytest.mark.parametrize(("field", "value"), [item for item in (*MORE.items(), *UNLIMITED) if item[0] != "role"])
+async def test_an_admin_with_limits_gives_no_more_than_he_has(server: Server, field: str, value: object) -> None:
+    _, admin = await server.key("admin", **RIGHTS)
+    made = await server.ask("POST", KEYS, admin, json={"name": "more", field: value})
+    assert (made.status_code, made.json()["error"]["param"]) == (403, field)
+    other, _ = await server.key("member", models=(), routes=("/v1/images",), limits=Limits(1, 1, 1), expires_at=1e9)
+    changed = await server.ask("PATCH", f"{KEYS}/{other.id}", admin, json={field: value})
+    assert (changed.status_code, changed.json()["error"]["param"]) == (403, field)
+
+
+@pytest.mark.parametrize("field", ["owner", "project", "parent", "id", "digest", "revoked_at", "created_at"])
+async def test_other_fields_are_not_writable(server: Server, field: str) -> None:
+    _, admin = await server.key("admin")
+    key, _ = await server.key()
+    answer = await server.ask("PATCH", f"{KEYS}/{key.id}", admin, json={field: "x"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_parameter")
+
+
+async def test_a_member_sees_and_touches_his_own_keys_alone(server: Server) -> None:
+    mine, member = await server.key()
+    other, _ = await server.key()
+    child = (await server.ask("POST", KEYS, member, json={"name": "child"})).json()
+    assert [key["id"] for key in (await server.ask("GET", KEYS, member)).json()["data"]] == [mine.id, child["id"]]
+    for method, path in (("GET", ""), ("PATCH", ""), ("POST", "/rotate"), ("DELETE", "")):
+        body = {"json": {"name": "x"}} if method == "PATCH" else {}
+        assert (await server.ask(method, f"{KEYS}/{other.id}{path}", member, **body)).status_code == 404
+        assert (await server.ask(method, f"{KEYS}/{child['id']}{path}", member, **body)).status_code == 200
+
+
+async def test_a_viewer_sees_his_own_key_and_changes_nothing(server: Server) -> None:
+    mine, viewer = await server.key("viewer")
+    await server.key("viewer", parent=mine)
+    assert [key["id"] for key in (await server.ask("GET", KEYS, viewer)).json()["data"]] == [mine.id]
+    for method, path in (
+        ("PATCH", f"/{mine.id}"),
+        ("DELETE", f"/{mine.id}"),
+        ("POST", f"/{mine.id}/rotate"),
+        ("POST", ""),
+    ):
+        body = {} if method == "DELETE" or path.endswith("rotate") else {"json": {"name": "x"}}
+        assert (await server.ask(method, KEYS + path, viewer, **body)).status_code == 403
+    assert (await server.ask("GET", "/v1/admin/audit", viewer)).status_code == 403
+
+
+async def test_a_revoked_key_is_refused_at_once_and_its_children_too(server: Server) -> None:
+    _, admin = await server.key("admin")
+    parent, text = await server.key()
+    child = (await server.ask("POST", KEYS, text, json={"name": "child"})).json()["key"]
+    assert (await server.ask("GET", KEYS, child)).status_code == 200
+    revoked = await server.ask("DELETE", f"{KEYS}/{parent.id}", admin)
+    assert revoked.json()["revoked_at"] is not None
+    for key in (text, child):
+        assert (await server.ask("GET", KEYS, key)).status_code == 401
+
+
+async def test_a_rotated_key_works_and_the_one_before_does_not(server: Server) -> None:
+    key, text = await server.key()
+    new = (await server.ask("POST", f"{KEYS}/{key.id}/rotate", text)).json()["key"]
+    assert (await server.ask("GET", KEYS, text)).status_code == 401
+    assert (await server.ask("GET", KEYS, new)).status_code == 200
+
+
+async def test_an_admin_with_limits_cannot_rotate_himself_into_a_stronger_key(server: Server) -> None:
+    strong, _ = await server.key("admin")
+    _, weak = await server.key("admin", **RIGHTS)
+    answer = await server.ask("POST", f"{KEYS}/{strong.id}/rotate", weak)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "beyond_parent")
+
+
+async def test_every_action_is_audited_and_no_refused_one(server: Server) -> None:
+    admin_key, admin = await server.key("admin")
+    made = (await server.ask("POST", KEYS, admin, json={"name": "app"})).json()
+    path = f"{KEYS}/{made['id']}"
+    await server.ask("PATCH", path, admin, json={"name": "app 2", "models": ["nano"]})
+    await server.ask("PATCH", path, admin, json={"owner": "x"})
+    await server.ask("POST", f"{path}/rotate", admin)
+    await server.ask("DELETE", path, admin)
+    answer = await server.ask("GET", "/v1/admin/audit", admin)
+    entries = answer.json()["data"]
+    assert [entry["action"] for entry in entries] == ["key.revoke", "key.rotate", "key.change", "key.create"]
+    assert {(entry["actor"], entry["target"]) for entry in entries} == {(admin_key.id, made["id"])}
+    assert entries[2]["details"] == {"name": "app 2", "models": ["nano"]}
+    assert made["key"] not in answer.text
+    page = (await server.ask("GET", f"/v1/admin/audit?limit=1&after={entries[0]['id']}", admin)).json()
+    assert (page["data"], page["has_more"]) == ([entries[1]], True)
