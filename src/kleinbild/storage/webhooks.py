@@ -5,10 +5,9 @@ Secrets come and go sealed (`kleinbild.gateway.webhooks`). Every function works 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
-from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, RowMapping, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kleinbild.storage.dialects import insert_into
@@ -49,20 +48,19 @@ class Delivery:
 
 
 async def add(connection: AsyncConnection, endpoint: Endpoint) -> None:
-    values = {name: getattr(endpoint, name) for name in webhooks.c.keys()}
-    await connection.execute(insert(webhooks).values({**values, "events": _listed(endpoint.events)}))
+    await connection.execute(insert(webhooks).values(asdict(endpoint)))
 
 
 async def find(connection: AsyncConnection, webhook_id: str, project: str | None = None) -> Endpoint | None:
     """The endpoint, if it is there and belongs to `project` (None: to whomever)."""
-    row = (await connection.execute(select(webhooks).where(_is(webhook_id, project)))).first()
+    row = (await connection.execute(select(webhooks).where(_is(webhook_id, project)))).mappings().first()
     return None if row is None else _endpoint(row)
 
 
 async def of_project(connection: AsyncConnection, project: str) -> list[Endpoint]:
     """Newest first."""
     query = select(webhooks).where(webhooks.c.project == project).order_by(webhooks.c.id.desc())
-    return [_endpoint(row) for row in await connection.execute(query)]
+    return [_endpoint(row) for row in (await connection.execute(query)).mappings()]
 
 
 async def count(connection: AsyncConnection, project: str) -> int:
@@ -94,13 +92,13 @@ async def enable(connection: AsyncConnection, webhook_id: str) -> None:
 
 async def add_delivery(connection: AsyncConnection, delivery: Delivery) -> None:
     """Once: a delivery that is there already stays as it is."""
-    values = {name: getattr(delivery, name) for name in deliveries.c.keys()}
-    await connection.execute(insert_into(connection, deliveries).values(values).on_conflict_do_nothing())
+    await connection.execute(insert_into(connection, deliveries).values(asdict(delivery)).on_conflict_do_nothing())
 
 
 async def find_delivery(connection: AsyncConnection, delivery_id: str) -> Delivery | None:
-    row = (await connection.execute(select(deliveries).where(deliveries.c.id == delivery_id))).first()
-    return None if row is None else Delivery(**row._mapping)
+    query = select(deliveries).where(deliveries.c.id == delivery_id)
+    row = (await connection.execute(query)).mappings().first()
+    return None if row is None else Delivery(**row)
 
 
 async def attempted(
@@ -120,9 +118,5 @@ def _is(webhook_id: str, project: str | None) -> ColumnElement[bool]:
     return same if project is None else same & (webhooks.c.project == project)
 
 
-def _endpoint(row: Row[Any]) -> Endpoint:
-    return Endpoint(**{**row._mapping, "events": None if row.events is None else tuple(row.events)})
-
-
-def _listed(events: tuple[str, ...] | None) -> list[str] | None:
-    return None if events is None else list(events)
+def _endpoint(row: RowMapping) -> Endpoint:
+    return Endpoint(**{**row, "events": None if row["events"] is None else tuple(row["events"])})
