@@ -24,6 +24,8 @@ from kleinbild.core.errors import RequestError
 SPOOL_BYTES = 10**6
 """What is kept in memory of a body, and of each file in it; the rest goes to disk as it arrives."""
 
+_LINGER_SECONDS = 5.0
+"""How long the rest of a refused body is read."""
 _STRUCTURE = (b",", b":", b"[", b"{")
 _MAX_STRUCTURE = 200_000
 """Commas, colons and brackets in JSON: megabytes of a string are read in milliseconds, of small values in seconds."""
@@ -62,7 +64,7 @@ class LimitBody:
             return
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdecimal() and int(declared) > self._max_bytes:
-            await _send_error(send, self._too_large())
+            await _refuse(receive, send, self._too_large(), is_sending=True)
             return
         await self._count(scope, receive, send)
 
@@ -79,7 +81,7 @@ class LimitBody:
             error = self._too_large()
             if not (started or refused):
                 refused = True
-                await _send_error(send, error)
+                await _refuse(receive, send, error, is_sending=message.get("more_body", False))
             raise error
 
         async def unless_refused(message: Message) -> None:
@@ -102,8 +104,9 @@ class LimitBody:
         )
 
 
-async def _send_error(send: Send, error: BodyError) -> None:
-    """OpenAI's error object. The connection is closed, since the rest of the body is not read."""
+async def _refuse(receive: Receive, send: Send, error: BodyError, *, is_sending: bool) -> None:
+    """OpenAI's error object, and the connection closed. What the client is still sending is read for a while and thrown
+    away: most read no answer before they have sent all, and a connection closed upon them would take it from them."""
     message = f"{error.message}: {error.hint}"
     content = {"message": message, "type": "invalid_request_error", "param": None, "code": "request_too_large"}
     body = json.dumps({"error": content}).encode()
@@ -113,7 +116,11 @@ async def _send_error(send: Send, error: BodyError) -> None:
         (b"connection", b"close"),
     ]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    with anyio.move_on_after(_LINGER_SECONDS):
+        while is_sending:
+            is_sending = (await receive()).get("more_body", False)
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def read_json(request: Request) -> dict[str, object]:
@@ -155,7 +162,9 @@ async def read_form(request: Request, limits: FormLimits = FormLimits()) -> Asyn
     try:
         form = await _FormParser(request.headers, request.stream(), limits).parse()
     except MultiPartException as error:
-        raise BodyError(f"the form cannot be read: {error.message}", "send fewer or smaller parts") from error
+        raise BodyError(
+            f"the form cannot be read: {error.message}", "check its parts, and how many they are"
+        ) from error
     try:
         yield form
     finally:
@@ -167,7 +176,7 @@ def _media_type(request: Request) -> str:
 
 
 class _FormParser(MultiPartParser):
-    """Starlette's parser with a bound on the size of each file. (Parts' headers are bounded by python-multipart.)"""
+    """Starlette's parser with a bound on the size of each file, and no part lost. (Parts' headers are bounded by python-multipart.)"""
 
     spool_max_size = SPOOL_BYTES
 
@@ -181,6 +190,18 @@ class _FormParser(MultiPartParser):
         )
         self._max_file_bytes = limits.max_file_bytes
         self._file_bytes = 0
+        self._has_ended = False
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self._has_ended:  # the last part would be missing from it, silently
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise MultiPartException("It ends before its last boundary.")
+        return form
+
+    def on_end(self) -> None:
+        self._has_ended = True
 
     def on_part_begin(self) -> None:
         super().on_part_begin()

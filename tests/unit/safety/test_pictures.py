@@ -1,0 +1,251 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin
+
+from kleinbild.core.errors import PictureError
+from kleinbild.safety.pictures import PictureLimits, clean, sniff
+
+SECRET = b"geheim-47.37N-8.54E"
+
+
+def picture(mode="RGB", size=(48, 32)):
+    rows = np.random.default_rng(7).integers(0, 256, (size[1], size[0], 4), np.uint8)
+    rows[: size[1] // 2] //= 4  # so that up and down differ
+    return Image.fromarray(rows, "RGBA").convert(mode)
+
+
+def encoded(image, format_, **options):
+    out = io.BytesIO()
+    image.save(out, format_, **options)
+    return out.getvalue()
+
+
+def opened(file):
+    image = Image.open(io.BytesIO(file))
+    image.load()
+    return image
+
+
+def pixels(file, mode="RGBA"):
+    return np.asarray(opened(file).convert(mode))
+
+
+def exif_with(orientation=None):
+    exif = Image.Exif()
+    exif[0x010E] = SECRET.decode()
+    exif.get_ifd(0x8825)[1] = "N"
+    if orientation:
+        exif[0x0112] = orientation
+    return exif
+
+
+def text_of(value):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", value.decode(), zip=False)
+    text.add_itxt("XML:com.adobe.xmp", f"<x>{value.decode()}</x>")
+    return text
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_formats_are_told_by_their_first_bytes(format_):
+    assert sniff(encoded(picture(), format_)) == format_
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        b"",
+        b"<svg xmlns='http://www.w3.org/2000/svg'><script/></svg>",
+        b"<?xml version='1.0'?><svg/>",
+        b"<!doctype html><img src=x>",
+        b" \x89PNG\r\n\x1a\n",
+        b"%PDF-1.7",
+        b"%!PS-Adobe-3.0 EPSF-3.0",
+        b"PK\x03\x04",
+        b"BM" + bytes(60),
+        b"II*\0" + bytes(60),
+        b"RIFF\0\0\0\0WAVEfmt ",
+        b"\0\0\0\x1cftypavif",
+        b"P6 1 1 255 abc",
+        b"#!/bin/sh\n",
+        b"GIF88a",
+    ],
+)
+def test_anything_else_is_refused_in_words(file):
+    with pytest.raises(PictureError, match=r"the picture is (empty|no picture)") as caught:
+        clean(file)
+    assert "PNG, JPEG, WebP or GIF" in caught.value.hint
+
+
+SECRETIVE = {
+    "png": encoded(picture(), "PNG", pnginfo=text_of(SECRET), exif=exif_with()),
+    "jpeg": encoded(picture(), "JPEG", exif=exif_with(), comment=SECRET, xmp=SECRET),
+    "progressive": encoded(picture(size=(200, 100)), "JPEG", progressive=True, exif=exif_with(), comment=SECRET),
+    "webp": encoded(picture(), "WEBP", exif=exif_with(), xmp=SECRET),
+    "gif": encoded(picture(), "GIF", comment=SECRET),
+}
+
+
+@pytest.mark.parametrize("name", SECRETIVE)
+def test_metadata_is_gone_and_the_pixels_are_the_same(name):
+    file = SECRETIVE[name]
+    assert SECRET in file
+    cleaned = clean(file)
+    assert SECRET not in cleaned
+    assert not opened(cleaned).getexif()
+    assert set(opened(cleaned).info) <= {
+        "jfif",
+        "jfif_version",
+        "jfif_unit",
+        "jfif_density",
+        "progression",
+        "progressive",
+        "dpi",
+    }
+    assert np.array_equal(pixels(cleaned), pixels(file))
+
+
+@pytest.mark.parametrize("name", SECRETIVE)
+def test_what_is_hidden_behind_a_picture_is_gone(name):
+    """Polyglots: a page or an archive after the picture's end."""
+    file = SECRETIVE[name] + b"PK\x03\x04<script>alert(1)</script>" + SECRET
+    cleaned = clean(file)
+    assert b"<script>" not in cleaned
+    assert SECRET not in cleaned
+    assert np.array_equal(pixels(cleaned), pixels(file))
+
+
+@pytest.mark.parametrize("name", SECRETIVE)
+def test_cleaning_twice_changes_nothing(name):
+    once = clean(SECRETIVE[name])
+    assert clean(once) == once
+
+
+def test_segments_that_a_jpeg_needs_hold_nothing_else():
+    """A JFIF thumbnail, and an Adobe segment that is longer than it is."""
+    file = encoded(picture(), "JPEG")
+    for marker, content in ((0xE0, b"JFIF\0\1\1\0\0\1\0\1\6\1" + SECRET), (0xEE, b"Adobe\0\x64\0\0\0\0\1" + SECRET)):
+        segment = struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+        cleaned = clean(file[:2] + segment + file[2:])
+        assert SECRET not in cleaned
+        assert np.array_equal(pixels(cleaned), pixels(file))
+
+
+def test_a_jpeg_in_cmyk_keeps_its_colours():
+    file = encoded(picture("CMYK"), "JPEG", comment=SECRET)
+    assert np.array_equal(pixels(clean(file), "RGB"), pixels(file, "RGB"))
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_set_upright(format_, orientation):
+    options = {"PNG": {}, "JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}[format_]
+    file = encoded(picture(), format_, exif=exif_with(orientation), **options)
+    stored = Image.fromarray(pixels(file, "RGB"))
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }  # fmt: skip
+    upright = stored.transpose(turns[orientation]) if orientation > 1 else stored
+    cleaned = clean(file)
+    assert np.array_equal(pixels(cleaned, "RGB"), np.asarray(upright))
+    assert not opened(cleaned).getexif()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_png_modes_and_transparency_stay(mode):
+    image = Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64) if mode == "I;16" else picture(mode)
+    cleaned = opened(clean(encoded(image, "PNG")))
+    assert cleaned.mode == mode
+    assert np.array_equal(np.asarray(cleaned), np.asarray(image))
+
+
+@pytest.mark.parametrize("transparency", [3, bytes(range(256))])
+def test_a_palettes_transparency_stays(transparency):
+    file = encoded(picture("P"), "PNG", transparency=transparency)
+    assert np.array_equal(pixels(clean(file)), pixels(file))
+
+
+def test_a_masks_colours_under_its_transparency_stay():
+    mask = picture("RGBA")
+    mask.putalpha(Image.new("L", mask.size, 0))
+    for format_, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True})):
+        assert np.array_equal(pixels(clean(encoded(mask, format_, **options))), np.asarray(mask))
+
+
+@pytest.mark.parametrize("format_", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_picture_is_taken(format_):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    options = {"lossless": True} if format_ == "WEBP" else {}
+    cleaned = opened(clean(encoded(frames[0], format_, save_all=True, append_images=frames[1:], **options)))
+    assert getattr(cleaned, "n_frames", 1) == 1
+    assert cleaned.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_colours_of_another_profile_become_srgb():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    plain = encoded(picture(), "PNG", icc_profile=profile.tobytes())
+    assert np.array_equal(pixels(clean(plain)), pixels(plain))
+    assert "icc_profile" not in opened(clean(plain)).info
+    # Swap the profile's red and green primaries: red pixels then mean green.
+    swapped = profile.tobytes().replace(b"rXYZ", b"tmp!").replace(b"gXYZ", b"rXYZ").replace(b"tmp!", b"gXYZ")
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "xRGB".encode("utf-16-be")).replace(b"sRGB", b"xRGB")
+    for mode, format_ in (("RGB", "PNG"), ("RGBA", "PNG"), ("RGB", "JPEG")):
+        red = encoded(
+            Image.new(mode, (16, 16), (255, 0, 0) if mode == "RGB" else (255, 0, 0, 77)), format_, icc_profile=swapped
+        )
+        cleaned = opened(clean(red))
+        assert "icc_profile" not in cleaned.info
+        assert cleaned.getpixel((8, 8))[1] > 200
+        assert cleaned.getpixel((8, 8))[0] < 60
+        assert mode != "RGBA" or cleaned.getpixel((8, 8))[3] == 77
+
+
+def test_a_damaged_profile_is_dropped():
+    file = encoded(picture(), "PNG", icc_profile=b"nonsense")
+    assert np.array_equal(pixels(clean(file)), pixels(file))
+
+
+def bomb(width, height):
+    """A PNG of a few bytes whose header says it is huge."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(10_000, 5_001), (10_000, 10_000), (60_000, 60_000), (2**31 - 1, 1)])
+def test_too_many_pixels_are_refused_before_any_is_decoded(size):
+    with pytest.raises(PictureError, match="more than 50 megapixels"):
+        clean(bomb(*size))
+
+
+def test_limits_are_the_callers():
+    file = encoded(picture(), "PNG")
+    with pytest.raises(PictureError, match=r"image 2 has more than 0.001 megapixels"):
+        clean(file, "image 2", PictureLimits(max_pixels=1000))
+    with pytest.raises(PictureError, match="MB"):
+        clean(file, limits=PictureLimits(max_bytes=len(file) - 1))
+
+
+@pytest.mark.parametrize("name", SECRETIVE)
+def test_damaged_files_are_refused_in_words(name):
+    """Cut and with bytes changed: an error in words or a picture, never anything else."""
+    file = SECRETIVE[name]
+    random = np.random.default_rng(3)
+    for _ in range(500):
+        damaged = bytearray(file[: random.integers(len(file) // 2, len(file) + 1)])
+        for place in random.integers(0, len(damaged), random.integers(1, 6)):
+            damaged[place] = random.integers(256)
+        try:
+            cleaned = clean(bytes(damaged))
+        except PictureError:
+            continue
+        opened(cleaned)
