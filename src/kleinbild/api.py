@@ -19,9 +19,9 @@ from kleinbild.core.errors import RequestError, SizeError
 from kleinbild.core.offload import Offload
 from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size, parse_aspect, parse_size
+from kleinbild.engine.files import read_file
 from kleinbild.engine.picture import Picture, read_record
 from kleinbild.engine.prepare import check
-from kleinbild.engine.references import read_file
 
 if TYPE_CHECKING:
     from kleinbild.engine.runtime import Engine

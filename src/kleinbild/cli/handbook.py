@@ -15,10 +15,10 @@ import typer
 from kleinbild.cli.app import EXIT_CODES, app
 from kleinbild.cli.terminal import result
 from kleinbild.core.sizes import MAX_ASPECT
+from kleinbild.engine.files import MAX_FILE_BYTES
 from kleinbild.engine.references import (
     FORMATS,
     MAX_DECODED_PIXELS,
-    MAX_FILE_BYTES,
     MAX_REFERENCE_PIXELS,
     MIN_SIDE,
 )
