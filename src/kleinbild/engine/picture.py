@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from kleinbild.core.errors import OutputError, PictureError
@@ -127,6 +127,16 @@ def read_record(source: str | os.PathLike[str] | bytes) -> Record:
         return Record.from_json(text)
     except ValueError as error:
         raise PictureError(f"{name}: {error}", "it may be from another version of Kleinbild") from error
+
+
+def png_file(image: Image.Image) -> bytes:
+    """A Pillow image, upright, as a file that keeps every pixel; what PNG cannot hold becomes RGB."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        upright = upright.convert("RGB")
+    buffer = io.BytesIO()
+    upright.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def _record_text(image: Image.Image) -> str | None:

@@ -1,0 +1,105 @@
+"""What the client does, without doing it: each flow yields calls to send and pauses to make, and returns a value.
+
+The two clients drive them: a reply is sent into the flow, a failed connection is thrown as UnreachableError. So what to
+send, when again and what it means is written once, and tested without a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+from kleinbild.client.answers import (
+    JobState,
+    ModelInfo,
+    picture_urls,
+    read_error,
+    read_job,
+    read_jobs,
+    read_json,
+    read_models,
+    read_picture,
+)
+from kleinbild.client.calls import Call, Pause, Reply
+from kleinbild.client.errors import UnreachableError
+from kleinbild.client.picture import RemotePicture
+from kleinbild.client.retrying import Retrying
+from kleinbild.client.settings import Settings
+from kleinbild.core.errors import DeadlineError
+
+T = TypeVar("T")
+Flow = Generator[Call | Pause, Reply | None, T]
+
+LEAST_POLL_S, MOST_POLL_S = 0.02, 2.0
+POLL_SHARE = 0.1
+"""The next look at a job comes after this share of the time since the first: it is seen at most so much too late."""
+
+
+def exchange(call: Call, settings: Settings) -> Flow[Reply]:
+    """The answer to `call`, which is sent again where that helps. Raises what is wrong with it."""
+    retrying = Retrying(settings.max_retries)
+    while True:
+        try:
+            reply = yield call
+        except UnreachableError:
+            pause = retrying.after_failure()
+            if pause is None:
+                raise
+        else:
+            assert reply is not None
+            if reply.status < 300:
+                return reply
+            error = read_error(reply)
+            pause = retrying.after(reply, error.code)
+            if pause is None:
+                raise error
+        yield Pause(pause)
+
+
+def submit(call: Call, settings: Settings) -> Flow[JobState]:
+    return read_job(read_json((yield from exchange(call, settings))))
+
+
+def job(job_id: str, settings: Settings) -> Flow[JobState]:
+    return read_job(read_json((yield from exchange(Call("GET", f"/v1/jobs/{job_id}"), settings))))
+
+
+def cancel(job_id: str, settings: Settings) -> Flow[JobState]:
+    return read_job(read_json((yield from exchange(Call("POST", f"/v1/jobs/{job_id}/cancel"), settings))))
+
+
+def page_of_jobs(
+    settings: Settings, status: str | None, after: str | None
+) -> Flow[tuple[list[JobState], str | None]]:  # fmt: skip
+    """Some jobs, newest first, and the id after which the next page begins."""
+    params = {name: value for name, value in (("status", status), ("after", after)) if value}
+    return read_jobs(read_json((yield from exchange(Call("GET", "/v1/jobs", params=params), settings))))
+
+
+def models(settings: Settings) -> Flow[list[ModelInfo]]:
+    return read_models(read_json((yield from exchange(Call("GET", "/v1/models"), settings))))
+
+
+def wait(job_id: str, timeout: float | None, settings: Settings, clock: Callable[[], float]) -> Flow[JobState]:
+    """The job when it has ended, however. Raises DeadlineError after `timeout` seconds; the job goes on then."""
+    begun = clock()
+    while not (state := (yield from job(job_id, settings))).is_final:
+        waited = clock() - begun
+        if timeout is not None and waited >= timeout:
+            raise DeadlineError(
+                f"{job_id} is {state.status} after {timeout:g} s", "wait longer, or cancel it; it goes on meanwhile"
+            )
+        pause = min(max(waited * POLL_SHARE, LEAST_POLL_S), MOST_POLL_S)
+        yield Pause(pause if timeout is None else min(pause, timeout - waited))
+    return state
+
+
+def pictures(state: JobState, settings: Settings) -> Flow[list[RemotePicture]]:
+    """The pictures of a job that has ended. Raises what it ended with, if that is not pictures."""
+    state.require_completed()
+    made = []
+    for index, url in enumerate(picture_urls(state)):
+        own = url.startswith("/") or settings.is_ours(url)  # a signed URL may lead to a store of somebody else
+        reply = yield from exchange(Call("GET", url, headers={"Accept": "image/*"}, with_key=own), settings)
+        made.append(read_picture(state, index, url, reply.body))
+    return made
