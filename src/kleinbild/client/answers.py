@@ -17,6 +17,8 @@ from kleinbild.core.jobs import FINAL, JobStatus, Task
 from kleinbild.core.sizes import Size, parse_size
 from kleinbild.engine.picture import PictureFormat
 
+_STATUSES: dict[str, JobStatus] = {status: status for status in get_args(JobStatus)}
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -69,12 +71,9 @@ class ModelInfo:
 def read_job(value: Any) -> JobState:
     """A job object. Raises ServerError if it is none."""
     try:
-        status = value["status"]
-        if status not in get_args(JobStatus):
-            raise ValueError(status)
         return JobState(
             id=str(value["id"]),
-            status=status,
+            status=_STATUSES[value["status"]],
             task=value["task"],
             model=value.get("model") or "",
             created_at=value.get("created_at") or 0,
@@ -105,6 +104,13 @@ def read_models(value: Any) -> list[ModelInfo]:
         return [ModelInfo(str(one["id"]), dict(one)) for one in value["data"]]
     except (KeyError, TypeError, ValueError) as error:
         raise _unexpected("a list of models", error) from error
+
+
+def read_file_id(value: Any) -> str:
+    try:
+        return str(value["id"])
+    except (KeyError, TypeError) as error:
+        raise _unexpected("a file", error) from error
 
 
 def picture_urls(job: JobState) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import builtins
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 from urllib.parse import quote
@@ -19,10 +21,17 @@ from kleinbild.core.sizes import Size, parse_size
 from kleinbild.engine.files import read_file
 from kleinbild.engine.picture import Picture, png_file
 
-Given = str | os.PathLike[str] | bytes | Image.Image | Picture | RemotePicture | Mapping[str, str]
-"""A picture given: a file's path or its bytes, a URL, a Pillow image, a picture made before, or {"file_id": …}."""
 
-_ONE = str | os.PathLike | bytes | Image.Image | Picture | RemotePicture | Mapping
+@dataclass(frozen=True, slots=True)
+class NamedFile:
+    """An encoded picture and its file name, if it has one."""
+
+    name: str
+    bytes: builtins.bytes = field(repr=False)
+
+
+Given = str | os.PathLike[str] | bytes | Image.Image | Picture | RemotePicture | NamedFile | Mapping[str, str]
+"""A picture given: a file's path or its bytes, a URL, a Pillow image, a picture made before, or {"file_id": …}."""
 
 
 class PictureOptions(TypedDict, total=False):
@@ -81,7 +90,7 @@ def submit_call(
     strict: bool | None = None,
 ) -> Call:
     """The call that makes a job of all this. Its idempotency key makes it safe to send again."""
-    files = [images] if isinstance(images, _ONE) else list(images)
+    files = as_list(images)
     said = {
         "prompt": prompt,
         "model": model,
@@ -120,30 +129,55 @@ def size_text(size: str | tuple[int, int] | Size) -> str:
     return str(size)
 
 
+def as_list(images: Given | Sequence[Given]) -> list[Given]:
+    """One picture or several as several."""
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+        return list(images)
+    return [images]
+
+
 def picture_json(given: Given) -> dict[str, str]:
     """A picture given, as OpenAI's JSON has it: by URL, by file id, or whole as a data URL, which keeps its name."""
-    if isinstance(given, Mapping):
-        return dict(given)
+    opened = open_given(given)
+    if not isinstance(opened, NamedFile):
+        return dict(opened)
+    name = f";name={quote(opened.name, safe='')}" if opened.name else ""
+    return {
+        "image_url": f"data:{media_type(opened.bytes)}{name};base64,{base64.b64encode(opened.bytes).decode('ascii')}"
+    }
+
+
+def open_given(given: Given) -> NamedFile | Mapping[str, str]:
+    """The file of a picture that is here; what is elsewhere as JSON. Raises PictureError, or RequestError for no picture."""
+    if isinstance(given, NamedFile | Mapping):
+        return given
     if isinstance(given, str) and given.startswith(("http://", "https://", "data:")):
         return {"image_url": given}
-    name, file = read_given(given)
-    parameters = f";name={quote(name, safe='')}" if name else ""
-    return {"image_url": f"data:{media_type(file)}{parameters};base64,{base64.b64encode(file).decode('ascii')}"}
-
-
-def read_given(given: str | os.PathLike[str] | bytes | Image.Image | Picture | RemotePicture) -> tuple[str, bytes]:
-    """The file name, if there is one, and the bytes of an encoded picture."""
-    if isinstance(given, bytes):
-        return "", given
-    if isinstance(given, RemotePicture):
-        return "", given.bytes
-    if isinstance(given, Picture):
-        return "", given.to_bytes("png")
-    if isinstance(given, Image.Image):
-        return "", png_file(given)
     if isinstance(given, str | os.PathLike):
-        return Path(given).name, read_file(given)
+        return NamedFile(Path(given).name, read_file(given))
+    return NamedFile("", _encoded(given))
+
+
+def _encoded(given: bytes | Image.Image | Picture | RemotePicture) -> bytes:
+    if isinstance(given, bytes):
+        return given
+    if isinstance(given, RemotePicture):
+        return given.bytes
+    if isinstance(given, Picture):
+        return given.to_bytes("png")
+    if isinstance(given, Image.Image):
+        return png_file(given)
     raise RequestError(f"a {type(given).__name__} is no picture", "give a path, bytes, a URL or a Pillow image")
+
+
+def upload_call(file: NamedFile) -> Call:
+    """The call that sends a picture by itself; the server forgets it after an hour."""
+    return Call(
+        "POST",
+        "/v1/files",
+        file=(file.name or "picture", file.bytes),
+        form={"purpose": "vision", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"},
+    )
 
 
 def media_type(file: bytes) -> str:

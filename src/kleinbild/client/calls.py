@@ -10,7 +10,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One HTTP call. `path` is the server's, or a whole URL. `with_key`: it bears our key."""
+    """One HTTP call. `path` is the server's, or a whole URL. `with_key`: it bears our key.
+
+    `timeout` in seconds, if it is not the settings'. `file` (its name and its bytes) goes as multipart, with the fields of `form`.
+    """
 
     method: str
     path: str
@@ -18,6 +21,9 @@ class Call:
     params: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     with_key: bool = True
+    timeout: float | None = None
+    file: tuple[str, bytes] | None = None
+    form: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,8 +51,7 @@ class AnswerError(KleinbildError):
 
 
 class BadRequestError(AnswerError, RequestError):
-    exit_code = RequestError.exit_code
-    default_hint = "change the request"
+    exit_code = RequestError.exit_code  # without a hint of ours: the server's message ends with what to do
 
 
 class ConflictError(BadRequestError):
@@ -112,12 +111,14 @@ def answer_error(
     kind = _BY_STATUS.get(status, BadRequestError if status < 500 else ServerError)
     if reason.code == "model_not_found":
         kind = ModelNotFoundError
-    elif status == 422 and "idempotency" in (reason.code or "").lower():
+    elif reason.type == "idempotency_error":
         kind = ConflictError
     return kind(reason, status, request_id, retry_after)
 
 
 def job_error(reason: Reason) -> AnswerError:
     """The error of a job that failed: a wrong request is one, however late that showed."""
+    if reason.code == "model_not_found":
+        return ModelNotFoundError(reason)
     wrong = reason.type in ("invalid_request_error", "image_generation_user_error")
     return (BadRequestError if wrong else JobFailedError)(reason)

@@ -1,6 +1,6 @@
 """What happens to a job, as typed events, and the place in its stream that a reader has come to.
 
-    Queued → Started → Step, Preview, … → Completed | Failed | Cancelled
+Queued → Started → Step, Preview, … → Completed | Failed | Cancelled
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from kleinbild.client.answers import JobState, read_job
-from kleinbild.client.calls import Call
-from kleinbild.client.errors import UnreachableError
+from kleinbild.client.answers import JobState, read_error, read_job, retry_after
+from kleinbild.client.calls import Call, Reply
+from kleinbild.client.errors import Reason, ServerError, UnreachableError
 from kleinbild.client.picture import RemotePicture
+from kleinbild.client.retrying import LONGEST_RETRY_AFTER_S, TRANSIENT
 
 MAX_EVENT_BYTES = 64 * 2**20
 """A preview is a picture."""
@@ -69,7 +70,8 @@ class Cancelled:
     job: JobState
 
 
-Event = Queued | Started | Step | Preview | Completed | Failed | Cancelled
+Ended = Completed | Failed | Cancelled
+Event = Queued | Started | Step | Preview | Ended
 
 
 def read_event(kind: str, data: Any) -> Event | None:
@@ -106,13 +108,16 @@ class Cursor:
         return Call("GET", f"/v1/jobs/{self.job_id}/events", headers={"Accept": "text/event-stream", **resume})
 
     def read(self, kind: str, data: str, event_id: str, retry_ms: int | None) -> Event | None:
-        """The event, unless it came before or says nothing to us. Raises ValueError or KeyError for a malformed one."""
+        """The event, unless it came before or says nothing to us. Raises ServerError for a malformed one."""
         if retry_ms is not None:
             self._retry_s = min(retry_ms / 1000, 30.0)
         if not data:
             return None
-        event = read_event(kind, json.loads(data))
-        ends = isinstance(event, Completed | Failed | Cancelled)
+        try:
+            event = read_event(kind, json.loads(data))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ServerError(Reason(f"an event {kind!r} of {self.job_id} is malformed: {error!r}")) from error
+        ends = isinstance(event, Ended)
         if self._came_before(event_id) and not ends:  # an end is never left out, or we would wait for ever
             return None
         self._last_id = event_id or self._last_id
@@ -133,7 +138,18 @@ class Cursor:
                 f"the events of {self.job_id} broke off {self._failures} times: {why}",
                 "the job itself goes on; `client.job(id)` finds it again",
             )
-        return self._retry_s if self._retry_s is not None else min(0.25 * 2**self._failures, 5.0)
+        return self._backoff() if self._retry_s is None else self._retry_s
+
+    def refused(self, reply: Reply) -> float:
+        """The stream was not opened: seconds to wait before the next attempt. Raises what the answer says."""
+        self._failures += 1
+        if reply.status not in TRANSIENT or self._failures > self._max_retries:
+            raise read_error(reply)
+        said = retry_after(reply)
+        return min(self._backoff() if said is None else said, LONGEST_RETRY_AFTER_S)
+
+    def _backoff(self) -> float:
+        return min(0.25 * 2.0**self._failures, 5.0)
 
     def _came_before(self, event_id: str) -> bool:
         last = self._last_id

@@ -6,7 +6,8 @@ send, when again and what it means is written once, and tested without a network
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from typing import TypeVar
 
 from kleinbild.client.answers import (
@@ -14,22 +15,27 @@ from kleinbild.client.answers import (
     ModelInfo,
     picture_urls,
     read_error,
+    read_file_id,
     read_job,
     read_jobs,
     read_json,
     read_models,
     read_picture,
 )
+from kleinbild.client.asking import NamedFile, PictureOptions, as_list, open_given, submit_call, upload_call
 from kleinbild.client.calls import Call, Pause, Reply
 from kleinbild.client.errors import UnreachableError
 from kleinbild.client.picture import RemotePicture
 from kleinbild.client.retrying import Retrying
 from kleinbild.client.settings import Settings
-from kleinbild.core.errors import DeadlineError
+from kleinbild.core.errors import DeadlineError, KleinbildError
 
 T = TypeVar("T")
 Flow = Generator[Call | Pause, Reply | None, T]
 
+LARGE_BYTES = 16 * 2**20
+"""Of all pictures of a request. The server takes more in JSON, but base64 of it would be held whole, here and there."""
+TAKE_BACK_S = 2.0
 LEAST_POLL_S, MOST_POLL_S = 0.02, 2.0
 POLL_SHARE = 0.1
 """The next look at a job comes after this share of the time since the first: it is seen at most so much too late."""
@@ -56,8 +62,24 @@ def exchange(call: Call, settings: Settings) -> Flow[Reply]:
         yield Pause(pause)
 
 
-def submit(call: Call, settings: Settings) -> Flow[JobState]:
-    return read_job(read_json((yield from exchange(call, settings))))
+def submit(prompt: str, n: int | None, options: PictureOptions, settings: Settings) -> Flow[JobState]:
+    """A new job. Pictures too large for JSON are sent before it, by themselves."""
+    images = [open_given(one) for one in as_list(options.get("images") or ())]
+    given = options.get("mask")
+    mask = None if given is None else open_given(given)
+    if sum(len(one.bytes) for one in (*images, mask) if isinstance(one, NamedFile)) > LARGE_BYTES:
+        for index, image in enumerate(images):
+            images[index] = yield from _elsewhere(image, settings)
+        mask = None if mask is None else (yield from _elsewhere(mask, settings))
+    opened: PictureOptions = {**options, "images": images, "mask": mask}
+    return read_job(read_json((yield from exchange(submit_call(prompt, n=n, **opened), settings))))
+
+
+def _elsewhere(given: NamedFile | Mapping[str, str], settings: Settings) -> Flow[Mapping[str, str]]:
+    """A picture given by its id on the server, which has it now."""
+    if not isinstance(given, NamedFile):
+        return given
+    return {"file_id": read_file_id(read_json((yield from exchange(upload_call(given), settings))))}
 
 
 def job(job_id: str, settings: Settings) -> Flow[JobState]:
@@ -65,7 +87,17 @@ def job(job_id: str, settings: Settings) -> Flow[JobState]:
 
 
 def cancel(job_id: str, settings: Settings) -> Flow[JobState]:
-    return read_job(read_json((yield from exchange(Call("POST", f"/v1/jobs/{job_id}/cancel"), settings))))
+    return read_job(read_json((yield from exchange(cancel_call(job_id), settings))))
+
+
+def cancel_call(job_id: str, timeout: float | None = None) -> Call:
+    return Call("POST", f"/v1/jobs/{job_id}/cancel", timeout=timeout)
+
+
+def take_back(job_id: str) -> Flow[None]:
+    """Cancels a job that nobody waits for any more: once, quickly, and whether or not that works."""
+    with suppress(KleinbildError):
+        yield cancel_call(job_id, TAKE_BACK_S)
 
 
 def page_of_jobs(

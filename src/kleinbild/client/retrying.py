@@ -18,8 +18,8 @@ LONGEST_RETRY_AFTER_S = 60.0
 """A server that says to come back later than this is an error: whoever asked shall know and decide."""
 CONFLICT_PAUSE_S = 1.0
 
-_BUSY = (429, 503)
-_AMBIGUOUS = (502, 504)  # a proxy's: the server may have acted
+TRANSIENT = (429, 503, 502, 504)
+"""Too many requests, not ready; and a proxy's answers, behind which the server may have acted."""
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class Retrying:
         said = retry_after(reply)
         if reply.status == 409 and said is not None:
             return self._until_first_is_done(said)
-        if reply.status not in (*_BUSY, *_AMBIGUOUS) or code == "insufficient_quota":
+        if reply.status not in TRANSIENT or code == "insufficient_quota":
             return None
         if said is not None and said > LONGEST_RETRY_AFTER_S:
             return None
@@ -55,5 +55,5 @@ class Retrying:
         return pause if self._waited_for_first <= LONGEST_RETRY_AFTER_S else None
 
     def _backoff(self) -> float:
-        pause = min(FIRST_PAUSE_S * 2 ** (self._attempts - 1), LONGEST_PAUSE_S)
+        pause = min(FIRST_PAUSE_S * 2.0 ** (self._attempts - 1), LONGEST_PAUSE_S)
         return pause * (0.75 + 0.25 * self.rng())  # many clients shall not come back at once

@@ -26,11 +26,10 @@ class Settings:
     timeout: float = DEFAULT_TIMEOUT
     max_retries: int = 2
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """What every call to the server has; the key goes nowhere else."""
+    def headers(self, *, with_key: bool = True) -> dict[str, str]:
+        """What every call has; the key is for the server alone."""
         about = {"User-Agent": f"kleinbild/{__version__}", "Accept": "application/json"}
-        return about if self.api_key is None else {**about, "Authorization": f"Bearer {self.api_key}"}
+        return {**about, "Authorization": f"Bearer {self.api_key}"} if with_key and self.api_key else about
 
     def is_ours(self, url: str) -> bool:
         """Whether `url` is the server's own, so that the key may go there."""
