@@ -44,6 +44,12 @@ always told on stderr. Colours and the progress bar appear on terminals only; `N
 there. With `-n` and a FILE they are `FILE-1`, `FILE-2`, …. A FILE's folder must exist. Files are written under a
 temporary name and moved, so that there is never half a picture.
 
+**Where they are made.** In this process, unless a server runs: that of `--server` or `KLEINBILD_BASE_URL`, else one that
+`kleinbild serve` started on this machine. A running server has its model loaded already, so that is quicker; the picture
+is the same. stderr says which server it is, or why one is not used: what only this process can do (`--dtype`,
+`--offload`, `--canvas`, an exact replay) is done here. `--local` never asks a server. A server's key is in
+`KLEINBILD_API_KEY`.
+
 **Errors** are two lines on stderr: what, and what to do. `--debug` (or `KLEINBILD_DEBUG=1`) shows the traceback.
 
 | exit code | meaning |

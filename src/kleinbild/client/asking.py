@@ -108,6 +108,7 @@ def submit_call(
         "background": background,
         "cache_references": cache_references,
         "partial_images": previews,
+        "stream": True if previews else None,  # as OpenAI has it: previews are a stream's
         "strict": strict,
         **(extra or {}),
     }

@@ -76,7 +76,7 @@ Event = Queued | Started | Step | Preview | Ended
 
 def read_event(kind: str, data: Any) -> Event | None:
     """The event with `data`; None for one that a newer server may know."""
-    if kind == "job.queued":
+    if kind in ("job.queued", "job.waiting"):  # at first by the number of jobs, then by what the engine knows
         return Queued(data["job_id"], data.get("position"))
     if kind == "job.started":
         return Started(data["job_id"])

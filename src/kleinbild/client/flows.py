@@ -33,8 +33,8 @@ from kleinbild.core.errors import DeadlineError, KleinbildError
 T = TypeVar("T")
 Flow = Generator[Call | Pause, Reply | None, T]
 
-LARGE_BYTES = 16 * 2**20
-"""Of all pictures of a request. The server takes more in JSON, but base64 of it would be held whole, here and there."""
+LARGE_BYTES = 12 * 2**20
+"""Of all pictures of a request. OpenAI's API takes about 15 MB as a data URL, and base64 is held whole, here and there."""
 TAKE_BACK_S = 2.0
 LEAST_POLL_S, MOST_POLL_S = 0.02, 2.0
 POLL_SHARE = 0.1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self, TypeVar, Unpack, overload
@@ -85,7 +85,7 @@ class Client:
         """The same as a job, at once. It runs whether or not anybody waits."""
         return Job(self._connection, self._connection.drive(flows.submit(prompt, n, options, self.settings)))
 
-    def stream(self, prompt: str, *, n: int | None = None, **options: Unpack[PictureOptions]) -> Iterator[Event]:
+    def stream(self, prompt: str, *, n: int | None = None, **options: Unpack[PictureOptions]) -> Generator[Event]:
         """The same as events, of which the last is `Completed`, with the pictures. Raises what `run` does.
 
         Whoever breaks off the loop takes the job back.

@@ -46,6 +46,7 @@ def test_only_what_was_said_is_sent(client: Any, server: Contract) -> None:
             "guidance": 2.0,
             "strict": True,
             "partial_images": 1,
+            "stream": True,
             "adapters": ["x"],
         },
         "metadata": {"a": "b"},
