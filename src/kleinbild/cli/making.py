@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,8 @@ def make(request: PictureRequest, wishes: Wishes, record: Record | None = None) 
     else:
         request = with_size(request)
     pictures, paths = [], []
-    with progress(f"loading {request.model}" if server is None else "asking the server") as bar:
+    stage = f"loading {request.model}" if server is None else "asking the server"
+    with server.client if server else nullcontext(), progress(stage) as bar:
         make_one = server.make if server else maker_here(request.model, record, wishes)
         for number in range(1, wishes.count + 1):
             bar.stage(f"picture {number} of {wishes.count}" if wishes.count > 1 else "picture")
