@@ -13,9 +13,9 @@ from kleinbild.client.calls import Reply
 from kleinbild.client.errors import AnswerError, Reason, ServerError, answer_error, job_error
 from kleinbild.client.picture import RemotePicture
 from kleinbild.core.errors import CancelledError, SizeError
+from kleinbild.core.formats import PictureFormat
 from kleinbild.core.jobs import FINAL, JobStatus, Task
 from kleinbild.core.sizes import Size, parse_size
-from kleinbild.engine.picture import PictureFormat
 
 _STATUSES: dict[str, JobStatus] = {status: status for status in get_args(JobStatus)}
 

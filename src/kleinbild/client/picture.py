@@ -13,10 +13,11 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from kleinbild.core.errors import OutputError, PictureError
+from kleinbild.core.formats import PictureFormat
 from kleinbild.core.metadata import Record
 from kleinbild.core.sizes import Size
 from kleinbild.engine.files import write_file
-from kleinbild.engine.picture import Picture, PictureFormat, format_for, read_record
+from kleinbild.engine.picture import Picture, format_for, read_record
 
 
 @dataclass(frozen=True)  # no slots: `record` is kept once read

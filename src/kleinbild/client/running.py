@@ -29,7 +29,7 @@ class Running:
 
 
 def server_file() -> Path:
-    return home() / "server.json"
+    return home() / "server" / "server.json"
 
 
 def announce(url: str, pid: int | None = None) -> None:
