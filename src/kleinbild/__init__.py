@@ -1,8 +1,8 @@
 """Kleinbild: FLUX.2 [klein] as a product that you run yourself.
 
 This file is the public face: `generate`, `edit` and `replay` for pictures, `Engine` for a model in this process,
-`RemoteEngine` for one in a process of its own, `Client` and `AsyncClient` for a server, `Picture` and `KleinbildError`. Each name is imported when it is first
-used, so that `import kleinbild` takes milliseconds and no torch.
+`RemoteEngine` for one in a process of its own, `Client` and `AsyncClient` for a server, `Picture` and `KleinbildError`.
+Each name is imported when it is first used, so that `import kleinbild` takes milliseconds and no torch.
 """
 
 from __future__ import annotations
