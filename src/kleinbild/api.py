@@ -5,7 +5,6 @@ Arguments are read and checked before a model is loaded. Loaded engines are kept
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from collections import OrderedDict
@@ -13,15 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from kleinbild.core.errors import RequestError, SizeError
 from kleinbild.core.offload import Offload
 from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size, parse_aspect, parse_size
-from kleinbild.engine.picture import Picture, read_record
+from kleinbild.engine.files import read_file
+from kleinbild.engine.picture import Picture, png_file, read_record
 from kleinbild.engine.prepare import check
-from kleinbild.engine.references import read_file
 
 if TYPE_CHECKING:
     from kleinbild.engine.runtime import Engine
@@ -184,15 +183,5 @@ def _read(image: Reference) -> tuple[str, bytes]:
     if isinstance(image, Picture):
         return "", image.to_bytes("png")
     if isinstance(image, Image.Image):
-        return "", _encode(image)
+        return "", png_file(image)
     return Path(image).name, read_file(image)
-
-
-def _encode(image: Image.Image) -> bytes:
-    """A Pillow image as a file that keeps every pixel; what PNG cannot hold becomes RGB."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
-        upright = upright.convert("RGB")
-    buffer = io.BytesIO()
-    upright.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

@@ -27,6 +27,8 @@ def in_words(error: Exception) -> KleinbildError | None:
         return _usage(error)
     if isinstance(error, ModuleNotFoundError) and error.name in ENGINE_PACKAGES:
         return ModelError(f"{error.name} is not installed; making pictures needs it", "pip install 'kleinbild[all]'")
+    if isinstance(error, ModuleNotFoundError) and error.name == "httpx2":
+        return RequestError("httpx2 is not installed; asking a server needs it", "pip install 'kleinbild[client]'")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return OutputError("no space left where the result goes", "make room, or choose another place")
     if isinstance(error, MemoryError):

@@ -15,10 +15,10 @@ import typer
 from kleinbild.cli.app import EXIT_CODES, app
 from kleinbild.cli.terminal import result
 from kleinbild.core.sizes import MAX_ASPECT
+from kleinbild.engine.files import MAX_FILE_BYTES
 from kleinbild.engine.references import (
     FORMATS,
     MAX_DECODED_PIXELS,
-    MAX_FILE_BYTES,
     MAX_REFERENCE_PIXELS,
     MIN_SIDE,
 )
@@ -43,6 +43,12 @@ always told on stderr. Colours and the progress bar appear on terminals only; `N
 `-o FILE` is overwritten. `-o DIR` (a folder that exists, or a path that ends in `/`, which is made) puts names as above
 there. With `-n` and a FILE they are `FILE-1`, `FILE-2`, …. A FILE's folder must exist. Files are written under a
 temporary name and moved, so that there is never half a picture.
+
+**Where they are made.** In this process, unless a server runs: that of `--server` or `KLEINBILD_BASE_URL`, else one that
+`kleinbild serve` started on this machine. A running server has its model loaded already, so that is quicker; the picture
+is the same. stderr says which server it is, or why one is not used: what only this process can do (`--dtype`,
+`--offload`, `--canvas`, an exact replay) is done here. `--local` never asks a server. A server's key is in
+`KLEINBILD_API_KEY`.
 
 **Errors** are two lines on stderr: what, and what to do. `--debug` (or `KLEINBILD_DEBUG=1`) shows the traceback.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kleinbild.core.errors import PictureError
-from kleinbild.engine.references import MAX_FILE_BYTES, read_file
+from kleinbild.engine.files import MAX_FILE_BYTES, read_file
 
 STDIN = "-"
 

@@ -1,17 +1,21 @@
 """What `generate` and `edit` share: the request's pictures made one after the other, written, and reported.
 
-1 place and request are checked, 2 the model loaded, 3 each picture made, 4 written, 5 told: its path on stdout, the rest on stderr.
+1 the place is checked, 2 who makes it found: a running server, else this process, where the request is checked and the
+model loaded, 3 each picture made, 4 written, 5 told: its path on stdout, the rest on stderr.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kleinbild.cli.outputs import plan
+from kleinbild.cli.served import find_server, with_size
 from kleinbild.cli.show import show
 from kleinbild.cli.terminal import Steps, progress, result, result_json, say
 from kleinbild.cli.wishes import Wishes
@@ -19,7 +23,6 @@ from kleinbild.core.errors import OutputError
 from kleinbild.core.metadata import Record
 from kleinbild.core.requests import MAX_SEED, PictureRequest
 from kleinbild.engine.picture import Picture
-from kleinbild.engine.prepare import check
 
 if TYPE_CHECKING:
     from kleinbild.engine.runtime import Engine
@@ -32,13 +35,18 @@ def make(request: PictureRequest, wishes: Wishes, record: Record | None = None) 
         raise OutputError(
             "with -o - stdout is the picture itself", "leave --json and --show out, or name a file with -o"
         )
-    check(request)
+    server = find_server(request, wishes, record)
+    if server is None:
+        check(request)
+    else:
+        request = with_size(request)
     pictures, paths = [], []
-    with progress(f"loading {request.model}") as bar:
-        engine = load(request.model, record, wishes)
+    stage = f"loading {request.model}" if server is None else "asking the server"
+    with server.client if server else nullcontext(), progress(stage) as bar:
+        make_one = server.make if server else maker_here(request.model, record, wishes)
         for number in range(1, wishes.count + 1):
             bar.stage(f"picture {number} of {wishes.count}" if wishes.count > 1 else "picture")
-            picture = make_one(engine, request, record, bar)
+            picture = make_one(request, bar)
             request = next_request(picture, request)
             path = destination.write(picture, number)
             report(picture, path, wishes)
@@ -63,10 +71,23 @@ def load(model: str, record: Record | None, wishes: Wishes) -> Engine:
     return engine
 
 
-def make_one(engine: Engine, request: PictureRequest, record: Record | None, bar: Steps) -> Picture:
-    if record is not None:
-        return engine.replay(record, request.references, request.mask, on_step=bar.step)
-    return engine.generate(request, on_step=bar.step)
+def check(request: PictureRequest) -> None:
+    """Raises what is wrong, before the model is loaded."""
+    from kleinbild.engine.prepare import check  # numpy: not where a server makes it
+
+    check(request)
+
+
+def maker_here(model: str, record: Record | None, wishes: Wishes) -> Callable[[PictureRequest, Steps], Picture]:
+    """What makes pictures in this process: the engine, once loaded."""
+    engine = load(model, record, wishes)
+
+    def make_one(request: PictureRequest, bar: Steps) -> Picture:
+        if record is not None:
+            return engine.replay(record, request.references, request.mask, on_step=bar.step)
+        return engine.generate(request, on_step=bar.step)
+
+    return make_one
 
 
 def next_request(made: Picture, request: PictureRequest) -> PictureRequest:

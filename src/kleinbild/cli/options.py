@@ -189,5 +189,15 @@ Format = Annotated[
     str | None,
     typer.Option("--format", metavar="FORMAT", help="png, jpeg or webp. Default: what PATH ends in, else png."),
 ]
+Local = Annotated[bool, typer.Option("--local", help="Make it in this process, even if a server runs.")]
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        help="Let the server at URL make it. Default: that of KLEINBILD_BASE_URL, else one that runs on this machine, "
+        "else this process.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Results on stdout as JSON.")]
 Show = Annotated[bool, typer.Option("--show", help="Open each picture when it is done.")]

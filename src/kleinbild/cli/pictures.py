@@ -48,11 +48,13 @@ def generate(
         Path | None,
         typer.Option("--mask", metavar="MASK", help="With --from: the mask that FILE was made with, if it moved."),
     ] = None,
+    local: options.Local = False,
+    server: options.ServerOption = None,
     as_json: options.Json = False,
     show: options.Show = False,
 ) -> None:
     """Make a picture from words."""
-    wishes = Wishes(output, file_format, number, as_json, show, dtype, offload)
+    wishes = Wishes(output, file_format, number, as_json, show, dtype, offload, local, server)
     asked = given(model=model, prompt=prompt, size=size, aspect=aspect, seed=seed, steps=steps, guidance=guidance)
     if source is not None:
         from kleinbild.cli.replay import make_again
@@ -104,6 +106,8 @@ def edit(
     dtype: options.Dtype = None,
     offload: options.OffloadOption = None,
     file_format: options.Format = None,
+    local: options.Local = False,
+    server: options.ServerOption = None,
     as_json: options.Json = False,
     show: options.Show = False,
 ) -> None:
@@ -126,7 +130,7 @@ def edit(
     )
     files, names = read_references(images)
     request = PictureRequest(prompt, references=files, reference_names=names)
-    make(replace(request, **asked), Wishes(output, file_format, number, as_json, show, dtype, offload))
+    make(replace(request, **asked), Wishes(output, file_format, number, as_json, show, dtype, offload, local, server))
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from kleinbild.cli.wishes import Wishes
 from kleinbild.core.errors import PictureError
 from kleinbild.core.metadata import Record, ReferenceRecord
 from kleinbild.core.requests import digest, replay_request
+from kleinbild.engine.files import read_file
 from kleinbild.engine.picture import read_record
-from kleinbild.engine.references import read_file
 
 
 def make_again(source: Path, images: Sequence[str], mask: Path | None, asked: dict[str, Any], wishes: Wishes) -> None:

@@ -11,7 +11,7 @@ from kleinbild.core.precision import Precision
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """Where the pictures shall go (`-o`), in which format, how many, and how they are told; in which numbers they are
-    computed, and where weights rest meanwhile."""
+    computed, and where weights rest meanwhile; whether in this process (`local`), or by which server."""
 
     output: str | None = None
     format: str | None = None
@@ -20,3 +20,5 @@ class Wishes:
     show: bool = False
     dtype: Precision | None = None
     offload: Offload | None = None
+    local: bool = False
+    server: str | None = None

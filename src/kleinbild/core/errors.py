@@ -15,7 +15,7 @@ bug of ours. `exit_code` is what the command line leaves with; the codes are doc
      │    ├── MissingWeightsError
      │    └── WeightsError     a weight file that does not fit or is damaged
      ├── OutputError           the result cannot be written                    exit 4
-     ├── NetworkError          the hub cannot be reached                       exit 5
+     ├── NetworkError          the hub or a server cannot be reached           exit 5
      └── EngineError           the engine could not make the picture           exit 6
           ├── CapacityError    it needs more memory than there is
           ├── CancelledError   the caller did not want it any more

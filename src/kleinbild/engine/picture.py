@@ -1,26 +1,25 @@
 """The finished picture: pixels, how they were made, and saving both in one file. No torch here.
 
 The record goes where each format keeps text: PNG an international text chunk named `kleinbild`, JPEG and WebP the EXIF
-user comment. Files are written under a temporary name in the same folder and moved, so that no reader and no
-interruption ever sees half a picture.
+user comment.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from kleinbild.core.errors import OutputError, PictureError
 from kleinbild.core.formats import PictureFormat
 from kleinbild.core.metadata import Record
 from kleinbild.core.tokens import NO_TOKENS, Tokens
+from kleinbild.engine.files import write_file
 
 SUFFIXES: dict[str, PictureFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 PNG_KEY = "kleinbild"
@@ -56,11 +55,7 @@ class Picture:
         Raises OutputError where it cannot be written; then nothing is left behind and an older file stays as it was.
         """
         target = Path(path)
-        file = self.to_bytes(format_for(target, format))
-        try:
-            _write_atomically(target, file)
-        except OSError as error:
-            raise OutputError(*_explain(target, error)) from error
+        write_file(target, self.to_bytes(format_for(target, format)))
         return target
 
     def to_bytes(self, format: PictureFormat = "png", quality: int | None = None) -> bytes:  # noqa: A002
@@ -134,6 +129,16 @@ def read_record(source: str | os.PathLike[str] | bytes) -> Record:
         raise PictureError(f"{name}: {error}", "it may be from another version of Kleinbild") from error
 
 
+def png_file(image: Image.Image) -> bytes:
+    """A Pillow image, upright, as a file that keeps every pixel; what PNG cannot hold becomes RGB."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        upright = upright.convert("RGB")
+    buffer = io.BytesIO()
+    upright.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
 def _record_text(image: Image.Image) -> str | None:
     if image.format == "PNG":
         text = image.info.get(PNG_KEY)
@@ -142,29 +147,3 @@ def _record_text(image: Image.Image) -> str | None:
     if isinstance(comment, bytes) and comment.startswith(_ASCII + b"{"):
         return comment.removeprefix(_ASCII).decode("ascii", "replace")
     return None
-
-
-def _write_atomically(target: Path, file: bytes) -> None:
-    if target.is_dir():
-        raise IsADirectoryError
-    temporary = target.with_name(f".kleinbild-{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(file)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
-    except BaseException:  # Ctrl-C, too
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _explain(target: Path, error: OSError) -> tuple[str, str]:
-    folder = target.parent
-    if isinstance(error, IsADirectoryError):
-        return f"{target} is a folder", "name a file in it"
-    if isinstance(error, FileNotFoundError | NotADirectoryError) and not folder.is_dir():
-        return f"there is no folder {folder}", "make it first, or name another"
-    if isinstance(error, PermissionError):
-        return f"{folder} is not writable", "choose another folder, or change its permissions"
-    return f"{target} cannot be written: {error.strerror or error}", "choose another place"

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,7 +23,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from kleinbild.core.errors import PictureError
 from kleinbild.core.sizes import MAX_ASPECT, Size, SizeRange
 
-MAX_FILE_BYTES = 256 * 2**20
 MAX_DECODED_PIXELS = 50_000_000
 """More than a 50-megapixel camera makes is refused before it is decoded: 150 MB in memory."""
 MAX_REFERENCE_PIXELS = 1024 * 1024
@@ -40,22 +37,6 @@ _GIVE_OTHER = "give a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF file"
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, RuntimeError, EOFError, IndexError, struct.error)
 """What Pillow's decoders raise for damaged files, as found with hundreds of thousands of them."""
 _warnings_lock = threading.Lock()
-
-
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a reference's file. Raises PictureError where it cannot be read."""
-    try:
-        if Path(path).stat().st_size > MAX_FILE_BYTES:
-            raise PictureError(f"{path} is larger than {MAX_FILE_BYTES // 2**20} MiB", "give a smaller file")
-        return Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise PictureError(f"no such file: {path}", "check the path") from error
-    except IsADirectoryError as error:
-        raise PictureError(f"{path} is a folder", "name a picture in it") from error
-    except OSError as error:
-        raise PictureError(
-            f"{path} cannot be read: {error.strerror or error}", "check the file's permissions"
-        ) from error
 
 
 def prepare_reference(file: bytes, name: str, sizes: SizeRange) -> Image.Image:

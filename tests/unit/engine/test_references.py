@@ -16,14 +16,13 @@ from PIL import Image, PngImagePlugin
 
 from kleinbild.core.errors import PictureError
 from kleinbild.core.sizes import Size, SizeRange
+from kleinbild.engine.files import MAX_FILE_BYTES, read_file
 from kleinbild.engine.references import (
     MAX_DECODED_PIXELS,
-    MAX_FILE_BYTES,
     MAX_REFERENCE_PIXELS,
     fit,
     open_picture,
     prepare_reference,
-    read_file,
 )
 
 RED, GREEN, BLUE, GREY, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128), (255, 255, 255)
