@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kleinbild.core.heap import large_blocks_apart
 from kleinbild.model.activation import silu
 from kleinbild.model.autoencoder import Autoencoder, Level, ResnetBlock
-from kleinbild.core.heap import large_blocks_apart
 
 STRIP_ROWS = 32
 """Of every map. At a height of 2048 the strips in flight take a quarter of an activation; each strip computes up to six
