@@ -70,11 +70,16 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def announced(self) -> Path:
+        return self.data / "server" / "server.json"
+
     def start(self) -> None:
         command = [sys.executable, "-m", "kleinbild", "serve", "--port", str(self.port), "--data", str(self.data)]
         log = (self.data.parent / "server.log").open("ab")
-        (self.data / "server.json").unlink(missing_ok=True)
-        self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        self.announced.unlink(missing_ok=True)
+        environment = {**os.environ, "KLEINBILD_HOME": str(self.data)}
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         log.close()
 
     def wait(self) -> None:
@@ -82,7 +87,7 @@ class Server:
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until:
             with contextlib.suppress(OSError, ValueError, *BROKEN):
-                self.port = int(json.loads((self.data / "server.json").read_text())["url"].rsplit(":", 1)[1])
+                self.port = int(json.loads(self.announced.read_text())["url"].rsplit(":", 1)[1])
                 httpx2.get(f"{self.url}/healthz")
                 return
             time.sleep(0.05)

@@ -30,6 +30,7 @@ from kleinbild.storage.database import open_database, sqlite_url
 from kleinbild.storage.retention import sweep
 
 SWEEP_SECONDS = 600.0
+DAY = 24 * 3600.0
 NICE = 5  # of the engine's process: on few cores the server must answer while pictures are made
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,8 @@ async def _sweep(services: Services) -> None:
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
         try:
-            await sweep(services.database, services.blobs, time.time())
+            kept_seconds = services.settings.storage.image_days * DAY
+            await sweep(services.database, services.blobs, time.time(), kept_seconds)
         except Exception:
             log.exception("what has expired could not be removed; trying again later")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,13 +11,14 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from kleinbild.client import running
 from kleinbild.core.errors import KleinbildError
 from kleinbild.core.heap import give_back_freed_memory
 from kleinbild.gateway.app import create_app
 from kleinbild.gateway.services import Services
 from kleinbild.gateway.settings import Configuration, ConfigurationError, Settings
 
-SERVER_FILE = "server.json"
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where a server that listens everywhere is reached here
 log = logging.getLogger(__name__)
 
 
@@ -62,11 +61,14 @@ class Server(uvicorn.Server):
         with suppress(ValueError, AttributeError):  # not in the main thread, not on this system
             signal.signal(signal.SIGHUP, lambda *_: self.reload())
         url = self.address()
-        write_server_file(self.settings, url)
+        try:
+            running.announce(url)
+        except (KleinbildError, OSError) as error:
+            log.warning("the command on this machine will not find the server: %s", error)
         self.announce(url)
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        remove_server_file(self.settings)
+        running.withdraw()
         await super().shutdown(sockets)  # type: ignore[arg-type]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -78,6 +80,7 @@ class Server(uvicorn.Server):
 
     def address(self) -> str:
         host, port = self.servers[0].sockets[0].getsockname()[:2]
+        host = WILDCARDS.get(host, host)
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def reload(self) -> None:
@@ -111,15 +114,3 @@ def allow_many_connections() -> None:
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def write_server_file(settings: Settings, url: str) -> None:
-    """Where this user's server is, for the command and the client on the same machine."""
-    path = settings.data / SERVER_FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"url": url, "pid": os.getpid()}))
-    temporary.replace(path)
-
-
-def remove_server_file(settings: Settings) -> None:
-    (settings.data / SERVER_FILE).unlink(missing_ok=True)

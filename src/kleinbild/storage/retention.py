@@ -9,10 +9,8 @@ from kleinbild.storage.blobs import Blobs
 from kleinbild.storage.database import Database
 from kleinbild.storage.schema import deliveries, files, idempotency, jobs
 
-KEPT_SECONDS = 30 * 24 * 3600.0
 
-
-async def sweep(database: Database, blobs: Blobs, now: float, kept_seconds: float = KEPT_SECONDS) -> None:
+async def sweep(database: Database, blobs: Blobs, now: float, kept_seconds: float) -> None:
     """Removes what has expired: files, keys of idempotency, jobs that ended `kept_seconds` ago with their events and
     deliveries, and last the bytes, which nothing refers to any more then."""
     ended = jobs.c.completed_at <= now - kept_seconds

@@ -120,7 +120,7 @@ async def test_an_expired_file_is_gone_before_and_after_the_sweep_and_its_bytes_
         await connection.execute(update(files).where(files.c.id == file["id"]).values(expires_at=time.time() - 1))
     assert (await server.ask("GET", f"/v1/files/{file['id']}", key)).status_code == 404
     in_two_days = time.time() + 2 * 24 * 3600
-    await sweep(server.database, server.blobs, in_two_days)
+    await sweep(server.database, server.blobs, in_two_days, kept_seconds=30 * 24 * 3600)
     async with server.database.read() as connection:
         assert (await connection.exec_driver_sql("SELECT count(*) FROM files")).scalar() == 1
         assert (await connection.exec_driver_sql("SELECT count(*) FROM blobs")).scalar() == 1

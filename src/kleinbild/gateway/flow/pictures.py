@@ -33,15 +33,15 @@ async def take_source(services: Services, caller: Caller, source: PictureSource)
     """Raises PictureError for what is no picture or cannot be fetched, ApiError 404 for a file that is not the caller's."""
     if source.file_id is not None:
         async with services.database.read() as connection:
-            file = await files.find(connection, source.file_id, caller.project)
+            file = await files.find(connection, source.file_id, caller.project, time.time())
         if file is None:
             raise not_found("file", source.file_id)
         return await _keep(services, await services.blobs.get(file.sha256), file.filename)
     url = source.image_url or ""
     if url.startswith("data:"):
         return await _keep(services, await asyncio.to_thread(_data_of, url), "")
-    async with await services.fetcher.fetch(url) as file:
-        return await _keep(services, await file.read(), "")
+    async with await services.fetcher.fetch(url) as fetched:
+        return await _keep(services, await fetched.read(), "")
 
 
 async def _keep(services: Services, file: bytes, name: str) -> PictureRef:
