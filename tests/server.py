@@ -61,7 +61,8 @@ def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @contextmanager
 def serving(home: Path) -> Iterator[Server]:
-    """Starts it, and stops it as an operator would. Its log is printed where that goes wrong."""
+    """Starts it, and stops it as an operator would. Fails with its log if it does not get ready, has a bug or does not end
+    well (uvicorn ends by the signal itself when it has closed everything)."""
     with log_of(home).open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "kleinbild", "serve", "--port", "0"],
@@ -75,13 +76,12 @@ def serving(home: Path) -> Iterator[Server]:
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            code = process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
+            process.wait(STOP_S)
+        finally:
             process.kill()
-            code = process.wait()
-        if code:
-            print(log_of(home).read_text())
-    assert code == 0, f"the server ended with {code}"
+    log_text = log_of(home).read_text()
+    assert process.returncode == -signal.SIGTERM, f"the server ended with {process.returncode}:\n{log_text}"
+    assert "Traceback" not in log_text, f"the server has logged a bug:\n{log_text}"
 
 
 def log_of(home: Path) -> Path:
