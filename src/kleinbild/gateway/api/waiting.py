@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 HEARTBEAT = b": still here\n\n"
 HEARTBEAT_SECONDS = 15.0
 """Proxies and clients give up a connection on which nothing comes for a minute, some for half of one."""
+_leaving: set[asyncio.Task[None]] = set()  # the event loop itself does not hold on to its tasks
 
 
 async def with_heartbeats(
@@ -50,12 +51,12 @@ async def with_heartbeats(
 async def events_until_end(request: Request, live: Subscription) -> AsyncIterator[JobEvent]:
     """The job's events up to its last. Ends early when the client goes away."""
     gone = asyncio.create_task(_gone(request))
+    coming: asyncio.Task[JobEvent | None] | None = None
     try:
         while not gone.done():
             coming = asyncio.create_task(live.next())
             await asyncio.wait((coming, gone), return_when=asyncio.FIRST_COMPLETED)
             if not coming.done():
-                coming.cancel()
                 return
             event = coming.result()
             if event is None:
@@ -65,6 +66,8 @@ async def events_until_end(request: Request, live: Subscription) -> AsyncIterato
                 return
     finally:
         gone.cancel()
+        if coming is not None:
+            coming.cancel()
 
 
 async def ended(request: Request, services: Services, live: Subscription, job: Job, *, keep: bool) -> Job:
@@ -77,11 +80,23 @@ async def ended(request: Request, services: Services, live: Subscription, job: J
 
 
 async def abandon(services: Services, job: Job, *, keep: bool) -> None:
-    """The client has gone. Nobody has seen an answer, so the job's idempotency key is free again."""
-    if keep or await cancel(services, job.id) is None:
+    """The client has gone. Nobody has seen an answer, so the job's idempotency key is free again.
+
+    The request's own task is being cancelled for the same reason, in its own time; this goes on to its end.
+    """
+    if keep:
+        return
+    leaving = asyncio.create_task(_end(services, job.id))
+    _leaving.add(leaving)
+    leaving.add_done_callback(_leaving.discard)
+    await asyncio.shield(leaving)
+
+
+async def _end(services: Services, job_id: str) -> None:
+    if await cancel(services, job_id) is None:
         return
     async with services.database.write() as connection:
-        await idempotency.release(connection, job.id)
+        await idempotency.release(connection, job_id)
 
 
 async def reload(services: Services, job: Job) -> Job:
