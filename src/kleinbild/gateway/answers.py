@@ -109,6 +109,11 @@ def usage_object(tokens: Tokens) -> dict[str, Any]:
     }
 
 
+def quality_of(work: ImageWork) -> str:
+    """As asked, in the words of OpenAI's answers; a model here has one quality, which is its best."""
+    return "high" if work.quality in ("auto", "standard", "hd") else work.quality
+
+
 def size_of(job: Job) -> Size:
     """The pictures'; all of a job have the same."""
     assert job.outcome is not None
@@ -149,7 +154,7 @@ def _about(job: Job, outcome: Outcome) -> dict[str, Any]:
         "background": job.work.background,
         "output_format": job.work.output_format,
         "size": str(size_of(job)),
-        "quality": "high" if job.work.quality == "hd" else job.work.quality,
+        "quality": quality_of(job.work),
         "usage": usage_object(outcome.tokens),
         "timings": outcome.timings,
         "fingerprint": outcome.fingerprint,
