@@ -60,18 +60,11 @@ def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @contextmanager
-def serving(home: Path) -> Iterator[Server]:
+def serving(home: Path, *options: str, **environment: str) -> Iterator[Server]:
     """Starts it, and stops it as an operator would. Its log is printed where that goes wrong."""
-    with log_of(home).open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kleinbild", "serve", "--port", "0"],
-            cwd=home,
-            env={**os.environ, "KLEINBILD_HOME": str(home)},
-            stdout=log,
-            stderr=log,
-        )
+    process = start(home, *options, **environment)
     try:
-        yield _ready(process, home)
+        yield ready(process, home)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -84,11 +77,23 @@ def serving(home: Path) -> Iterator[Server]:
     assert code == 0, f"the server ended with {code}"
 
 
+def start(home: Path, *options: str, **environment: str) -> subprocess.Popen[bytes]:
+    with log_of(home).open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "kleinbild", "serve", "--port", "0", *options],
+            cwd=home,
+            env={**os.environ, "KLEINBILD_HOME": str(home), **environment},
+            stdout=log,
+            stderr=log,
+        )
+
+
 def log_of(home: Path) -> Path:
     return home / "serve.log"
 
 
-def _ready(process: subprocess.Popen[bytes], home: Path) -> Server:
+def ready(process: subprocess.Popen[bytes], home: Path) -> Server:
+    """The server of `process`, once it makes pictures."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         url = _url(home)
