@@ -61,20 +61,20 @@ def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @contextmanager
 def serving(home: Path, *options: str, **environment: str) -> Iterator[Server]:
-    """Starts it, and stops it as an operator would. Its log is printed where that goes wrong."""
+    """Starts it, and stops it as an operator would. Fails with its log if it does not get ready, has a bug or does not
+    end well."""
     process = start(home, *options, **environment)
     try:
         yield ready(process, home)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            code = process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
+            process.wait(STOP_S)
+        finally:
             process.kill()
-            code = process.wait()
-        if code:
-            print(log_of(home).read_text())
-    assert code == 0, f"the server ended with {code}"
+    log_text = log_of(home).read_text()
+    assert process.returncode == 0, f"the server ended with {process.returncode}:\n{log_text}"
+    assert "Traceback" not in log_text, f"the server has logged a bug:\n{log_text}"
 
 
 def start(home: Path, *options: str, **environment: str) -> subprocess.Popen[bytes]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,8 @@ async def stop(services: Services) -> None:
     for task in services.running.values():
         task.cancel()
     await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
+    # DBOS had made its threads the loop's, and has ended them; what closes after it needs some.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
     _services.clear()
 
 
