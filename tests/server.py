@@ -62,19 +62,12 @@ def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @contextmanager
-def serving(home: Path) -> Iterator[Server]:
-    """Starts it, and stops it as an operator would. Fails with its log if it does not get ready, has a bug or does not end
-    well (uvicorn ends by the signal itself when it has closed everything)."""
-    with log_of(home).open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kleinbild", "serve", "--port", "0"],
-            cwd=home,
-            env={**os.environ, "KLEINBILD_HOME": str(home), **ONE_THREAD},
-            stdout=log,
-            stderr=log,
-        )
+def serving(home: Path, *options: str, **environment: str) -> Iterator[Server]:
+    """Starts it, and stops it as an operator would. Fails with its log if it does not get ready, has a bug or does not
+    end well."""
+    process = start(home, *options, **environment)
     try:
-        yield _ready(process, home)
+        yield ready(process, home)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -82,15 +75,27 @@ def serving(home: Path) -> Iterator[Server]:
         finally:
             process.kill()
     log_text = log_of(home).read_text()
-    assert process.returncode == -signal.SIGTERM, f"the server ended with {process.returncode}:\n{log_text}"
+    assert process.returncode == 0, f"the server ended with {process.returncode}:\n{log_text}"
     assert "Traceback" not in log_text, f"the server has logged a bug:\n{log_text}"
+
+
+def start(home: Path, *options: str, **environment: str) -> subprocess.Popen[bytes]:
+    with log_of(home).open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "kleinbild", "serve", "--port", "0", *options],
+            cwd=home,
+            env={**os.environ, "KLEINBILD_HOME": str(home), **ONE_THREAD, **environment},
+            stdout=log,
+            stderr=log,
+        )
 
 
 def log_of(home: Path) -> Path:
     return home / "serve.log"
 
 
-def _ready(process: subprocess.Popen[bytes], home: Path) -> Server:
+def ready(process: subprocess.Popen[bytes], home: Path) -> Server:
+    """The server of `process`, once it makes pictures."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         url = _url(home)

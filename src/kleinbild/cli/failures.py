@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from kleinbild.core.errors import KleinbildError, ModelError, OutputError, RequestError
 
 ENGINE_PACKAGES = ("torch", "tokenizers", "jinja2", "safetensors", "numpy")
+SERVER_PACKAGES = ("fastapi", "uvicorn", "pydantic", "sqlalchemy", "alembic", "dbos", "obstore", "cryptography")
 
 
 @runtime_checkable
@@ -29,6 +30,8 @@ def in_words(error: Exception) -> KleinbildError | None:
         return ModelError(f"{error.name} is not installed; making pictures needs it", "pip install 'kleinbild[all]'")
     if isinstance(error, ModuleNotFoundError) and error.name == "httpx2":
         return RequestError("httpx2 is not installed; asking a server needs it", "pip install 'kleinbild[client]'")
+    if isinstance(error, ModuleNotFoundError) and error.name in SERVER_PACKAGES:
+        return RequestError(f"{error.name} is not installed; serving needs it", "pip install 'kleinbild[all]'")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return OutputError("no space left where the result goes", "make room, or choose another place")
     if isinstance(error, MemoryError):

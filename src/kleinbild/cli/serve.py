@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from kleinbild.cli.terminal import say
-from kleinbild.core.errors import KleinbildError, RequestError
+from kleinbild.core.errors import RequestError
 
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings (default: kleinbild.toml).")]
 
@@ -40,10 +40,7 @@ def serve(
         say(f"  docs  {url}/docs")
         say(f"  data  {settings.data}")
 
-    server = Server(settings, announce, lambda: read_configuration(config, flags))
-    server.run()
-    if not server.started:
-        raise KleinbildError("the server did not start", "the lines above say why")
+    Server(settings, announce, lambda: read_configuration(config, flags)).run()
 
 
 def require_keys(settings: Any) -> None:

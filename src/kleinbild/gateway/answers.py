@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from kleinbild.core.jobs import ImageWork, Job, JobEvent, MadePicture, Outcome
+from kleinbild.core.jobs import ImageWork, Job, JobEvent, MadePicture, Outcome, PictureRef
 from kleinbild.core.sizes import Size
 from kleinbild.core.tokens import Tokens
 from kleinbild.gateway.errors import as_object
@@ -48,8 +48,8 @@ def work_object(work: ImageWork) -> dict[str, Any]:
         "seed": work.seed,
         "steps": work.steps,
         "guidance": work.guidance,
-        "references": [{"sha256": each.sha256, "name": each.name} for each in work.references],
-        "mask": {"sha256": work.mask.sha256, "name": work.mask.name} if work.mask else None,
+        "references": [_given(each) for each in work.references],
+        "mask": _given(work.mask) if work.mask else None,
         "output_format": work.output_format,
         "output_compression": work.compression,
         "quality": work.quality,
@@ -135,6 +135,10 @@ def server_sent(kind: str, data: dict[str, Any], event_id: int | None = None) ->
         f"data: {json.dumps(data)}",
     )
     return ("\n".join(lines) + "\n\n").encode()
+
+
+def _given(picture: PictureRef) -> dict[str, str]:
+    return {"sha256": picture.original or picture.sha256, "name": picture.name}
 
 
 def _with_url(services: Services, work: ImageWork, picture: MadePicture, base_url: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Nothing is dropped in silence: what a model cannot honour is a warning in the an
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from kleinbild.core.errors import SizeError
 from kleinbild.core.formats import PictureFormat
 from kleinbild.core.jobs import ImageWork, PictureRef, Task
 from kleinbild.core.requests import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
-from kleinbild.core.sizes import Size, SizeRange, parse_size
+from kleinbild.core.sizes import Size, parse_size
 from kleinbild.gateway.errors import ApiError, of_validation
 from kleinbild.providers.base import Capabilities
 
@@ -203,14 +202,6 @@ def _size(wanted: Wanted, pictures: Pictures, can: Capabilities, losses: list[Lo
         return None
     if can.sizes.allows(size):
         return size
-    nearest = can.sizes.nearest(_within(size, can.sizes))
+    nearest = can.sizes.nearest(size)
     losses.append(Loss("size", f"{can.model} does not make {size} ({can.sizes}), it made {nearest}"))
     return nearest
-
-
-def _within(size: Size, sizes: SizeRange) -> Size:
-    """`size` in its own proportions, as small or as large as the model's limits need it: 1536x1024 stays 3 to 2."""
-    shorter, longer = sorted((size.width, size.height))
-    factor = min(1.0, sizes.max_side / longer, math.sqrt(sizes.max_pixels / size.area))
-    factor = max(factor, sizes.min_side / shorter) if shorter < sizes.min_side else factor
-    return Size(max(1, round(size.width * factor)), max(1, round(size.height * factor)))
