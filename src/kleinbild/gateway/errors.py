@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from kleinbild.core import errors
 from kleinbild.core.jobs import JobError
@@ -26,6 +27,7 @@ ErrorType = Literal[
     "permission_error",
     "server_error",
 ]
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 log = logging.getLogger(__name__)
 
 
@@ -123,13 +125,26 @@ def install(app: FastAPI) -> None:
             return answer(
                 request, ApiError(404, f"Invalid URL ({request.method} {request.url.path})", code="not_found")
             )
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = ", ".join(_methods(request))
+            message = f"{request.url.path} takes {allowed}, not {request.method}"
+            return answer(request, ApiError(405, message, code="method_not_allowed", headers={"Allow": allowed}))
         return answer(request, ApiError(error.status_code, str(error.detail), headers=headers))
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:
-        log.error("unexpected error", exc_info=error)
-        message = "an unexpected error; the server's log has it under this request's id"
-        return answer(request, ApiError(500, message, type="server_error", code="internal_error"))
+        request_id = request.state.trace.request_id
+        log.error("unexpected error in %s", request_id, exc_info=error)
+        message = f"an unexpected error; the server's log has it under {request_id}"
+        headers = {"x-request-id": request_id}  # this answer does not pass through what usually adds it
+        return answer(request, ApiError(500, message, type="server_error", code="internal_error", headers=headers))
+
+
+def _methods(request: Request) -> list[str]:
+    """What the path takes. A path's methods are routes of their own, and each knows only itself."""
+    routes = request.app.router.routes
+    scopes = [{**request.scope, "method": method} for method in METHODS]
+    return [scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 
 
 def of_validation(found: Any) -> ApiError:

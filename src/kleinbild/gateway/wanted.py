@@ -8,9 +8,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
 
 from kleinbild.core.errors import SizeError
 from kleinbild.core.formats import PictureFormat
@@ -27,6 +28,15 @@ MAX_REFERENCES = 16
 DRAWN_SEEDS = 2**32  # as the engine draws them: short enough to read aloud
 OPENAI_MODELS = ("gpt-image-", "dall-e-", "chatgpt-image-")
 """Beginnings of names that code written for OpenAI sends. The first model that is served stands in for them."""
+
+
+def null_is_absent(schema: dict[str, Any]) -> None:
+    """Tells the OpenAPI file what `without_nulls` does: each field that may be left out may be null."""
+    required = schema.get("required", ())
+    for name, field in schema["properties"].items():
+        if name not in required and {"type": "null"} not in field.get("anyOf", ()):
+            beside = {key: field.pop(key) for key in ("title", "default") if key in field}
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **beside}
 
 
 class PictureSource(BaseModel):
@@ -49,6 +59,25 @@ class PictureSource(BaseModel):
         return self
 
 
+def _number(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, bool) or (isinstance(value, str) and info.context != FORM):
+        raise PydanticCustomError("number_type", "Input should be a number")
+    return value
+
+
+def _flag(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, bool) and info.context != FORM:
+        raise PydanticCustomError("flag_type", "Input should be true or false")
+    return value
+
+
+FORM = "form"
+"""The context of values from a form, which are all text; JSON has numbers and truth values of its own."""
+Whole = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+
+
 class Wanted(BaseModel):
     """The fields of `POST /v1/images/generations`; None is left to the model. `background` and below are OpenAI's, from
     `seed` on they are ours.
@@ -56,37 +85,37 @@ class Wanted(BaseModel):
     `keep`: the job goes on if the client goes away. `cache_references`: see `core.requests.PictureRequest`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=null_is_absent)
 
-    prompt: str = Field(min_length=1, max_length=MAX_PROMPT)
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT, examples=["a fox on a mint background"])
     model: str | None = None
-    n: int = Field(1, ge=1, le=10)
+    n: Whole = Field(1, ge=1, le=10)
     size: str = "auto"
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] = "auto"
     response_format: Literal["url", "b64_json"] = "b64_json"
     output_format: PictureFormat = "png"
-    output_compression: int = Field(100, ge=0, le=100)
+    output_compression: Whole = Field(100, ge=0, le=100)
     background: Literal["auto", "opaque", "transparent"] = "auto"
     moderation: Literal["auto", "low"] = "auto"
     style: str | None = None
     input_fidelity: Literal["low", "high"] | None = None
     complexity: str | None = None
-    frame_count: int | None = None
-    frame_duration_ms: int | None = None
+    frame_count: Whole | None = None
+    frame_duration_ms: Whole | None = None
     user: str | None = Field(None, max_length=512)
     safety_identifier: str | None = Field(None, max_length=512)
-    stream: bool = False
-    partial_images: int = Field(0, ge=0, le=3)
+    stream: Flag = False
+    partial_images: Whole = Field(0, ge=0, le=3)
 
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    steps: int | None = Field(None, ge=1, le=MAX_STEPS)
-    guidance: float | None = Field(None, ge=1, le=MAX_GUIDANCE)
+    seed: Whole | None = Field(None, ge=0, le=MAX_SEED)
+    steps: Whole | None = Field(None, ge=1, le=MAX_STEPS)
+    guidance: Number | None = Field(None, ge=1, le=MAX_GUIDANCE)
     references: tuple[PictureSource, ...] = Field((), max_length=MAX_REFERENCES)
     adapters: tuple[str, ...] = ()
-    strength: float | None = Field(None, ge=0, le=1)
-    cache_references: bool = False
-    strict: bool = False
-    keep: bool = False
+    strength: Number | None = Field(None, ge=0, le=1)
+    cache_references: Flag = False
+    strict: Flag = False
+    keep: Flag = False
 
 
 class WantedEdit(Wanted):
@@ -118,12 +147,12 @@ class Loss:
     message: str
 
 
-def read(kind: type[Body], values: Any) -> Body:
-    """`values` as `kind`; null is the same as absent. Raises ApiError that names the field."""
+def read(kind: type[Body], values: Any, *, form: bool = False) -> Body:
+    """`values`, of JSON or a form, as `kind`; null is the same as absent. Raises ApiError that names the field."""
     if not isinstance(values, dict):
         raise ApiError(400, "the body must be a JSON object")
     try:
-        return kind.model_validate(without_nulls(values))
+        return kind.model_validate(without_nulls(values), context=FORM if form else None)
     except ValidationError as error:
         raise of_validation(error.errors()) from error
 

@@ -25,7 +25,7 @@ from kleinbild.gateway.flow.pictures import take_source
 from kleinbild.gateway.flow.submit import submit
 from kleinbild.gateway.services import services_of
 from kleinbild.gateway.urls import base_url
-from kleinbild.gateway.wanted import Pictures, WantedEdit, without_nulls
+from kleinbild.gateway.wanted import Pictures, WantedEdit, null_is_absent, without_nulls
 from kleinbild.storage import jobs, webhooks
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class WantedJob(BaseModel):
     `webhook` is the id of one that was registered before.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=null_is_absent)
 
     task: Task
     input: Annotated[WantedEdit, BeforeValidator(without_nulls)]

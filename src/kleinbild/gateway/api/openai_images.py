@@ -63,7 +63,7 @@ async def edits(request: Request, caller: Making) -> Response:
     return await make(request, caller, wanted, pictures)
 
 
-@router.post("/variations", **documented(WantedVariation, ImagesObject, form=True))
+@router.post("/variations", **documented(WantedVariation, ImagesObject, form=True, json=False))
 async def variations(request: Request, caller: Making) -> Response:
     """A picture like the one given. OpenAI has retired this; here it is an edit with a prompt of its own."""
     wanted, pictures = await read_form_as(WantedVariation, request, caller)
@@ -102,7 +102,7 @@ async def read_form_as(kind: type[Wanted], request: Request, caller: Caller) -> 
                 values[name] = value
         if unknown := [name for name, _ in files if name not in FILE_FIELDS]:
             raise ApiError(400, f"Unknown parameter: {unknown[0]!r}.", code="unknown_parameter", param=unknown[0])
-        wanted = read(kind, values)
+        wanted = read(kind, values, form=True)
         references: list[PictureRef] = []
         mask = None
         for name, file in files:

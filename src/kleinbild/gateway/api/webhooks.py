@@ -17,7 +17,7 @@ from kleinbild.gateway.described import ERRORS, documented
 from kleinbild.gateway.errors import ApiError, not_found, of_validation
 from kleinbild.gateway.flow.authenticate import Asking, require_member
 from kleinbild.gateway.services import services_of
-from kleinbild.gateway.wanted import without_nulls
+from kleinbild.gateway.wanted import null_is_absent, without_nulls
 from kleinbild.gateway.webhooks import (
     OVERLAP_SECONDS,
     WebhookEvent,
@@ -42,7 +42,7 @@ router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 class WantedWebhook(BaseModel):
     """`events` are the types to be told of; all of them without it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=null_is_absent)
 
     url: Annotated[str, Field(max_length=4096)]
     events: Annotated[tuple[EventType, ...] | None, Field(min_length=1, max_length=3)] = None
