@@ -159,3 +159,12 @@ def test_openais_names_mean_the_first_model(model: str | None, served: str) -> N
 
 def test_strict_takes_a_name_as_it_is() -> None:
     assert model_for(wanted(model="gpt-image-1", strict=True), ("nano",)) == "gpt-image-1"
+
+
+@pytest.mark.parametrize("wrong", [{"n": True}, {"n": "1"}, {"guidance": False}, {"keep": 0}, {"stream": "true"}])
+def test_json_has_numbers_and_truth_values_of_its_own_and_a_form_has_text(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as refused:
+        read(Wanted, {"prompt": "a fox", **wrong})
+    assert (refused.value.status, refused.value.param) == (400, next(iter(wrong)))
+    form = read(Wanted, {"prompt": "a fox", "n": "2", "guidance": "1.5", "stream": "true"}, form=True)
+    assert (form.n, form.guidance, form.stream) == (2, 1.5, True)
