@@ -101,6 +101,22 @@ async def find_delivery(connection: AsyncConnection, delivery_id: str) -> Delive
     return None if row is None else Delivery(**row)
 
 
+async def undelivered(connection: AsyncConnection) -> list[str]:
+    """The ids of those that are neither delivered nor given up, oldest first."""
+    waiting = deliveries.c.delivered_at.is_(None) & deliveries.c.given_up_at.is_(None)
+    return list((await connection.execute(select(deliveries.c.id).where(waiting).order_by(deliveries.c.id))).scalars())
+
+
+async def deliveries_to(
+    connection: AsyncConnection, webhook_id: str, *, limit: int, after: str | None = None
+) -> list[Delivery]:
+    """Newest first, from the one that follows `after`."""
+    query = select(deliveries).where(deliveries.c.webhook_id == webhook_id).order_by(deliveries.c.id.desc())
+    if after is not None:
+        query = query.where(deliveries.c.id < after)
+    return [Delivery(**row) for row in (await connection.execute(query.limit(limit))).mappings()]
+
+
 async def attempted(
     connection: AsyncConnection, delivery_id: str, status: int | None, *, delivered_at: float | None = None
 ) -> None:
