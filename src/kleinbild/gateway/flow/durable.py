@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,10 +80,14 @@ async def launch(services: Services, data: Path) -> None:
             job = await jobs.find(connection, job_id)
             assert job is not None
             services.admission.resume(job.caller, job_id, job.work.n)
-        for delivery_id in await webhooks.undelivered(connection):
+        undelivered = await webhooks.undelivered(connection)
+    known = await _under_way()
+    for job_id in unfinished:
+        if job_id not in known:
+            await start(job_id)
+    for delivery_id in undelivered:
+        if delivery_id not in known:
             services.outbox.put_nowait(delivery_id)
-    for job_id in unfinished:  # DBOS knows most of them already, and starts none twice
-        await start(job_id)
     _senders.append(asyncio.create_task(_empty_outbox(services)))
 
 
@@ -100,6 +105,7 @@ async def start_delivery(delivery_id: str) -> None:
 async def stop(services: Services) -> None:
     """What still runs is left as it is, and is made or sent after the next start."""
     services.stopping = True
+    logging.getLogger("dbos").setLevel(logging.ERROR)  # it warns of every task that is cancelled
     for task in services.running.values():
         task.cancel()
     sending = [*_senders, *services.delivering]
@@ -108,7 +114,15 @@ async def stop(services: Services) -> None:
     await asyncio.gather(*sending, return_exceptions=True)
     _senders.clear()
     await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
+    # DBOS had made its threads the event loop's, and has just ended them; what is closed after it needs some, too.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
     _services.clear()
+
+
+async def _under_way() -> set[str]:
+    """The ids of what DBOS goes on with itself. It would start none of them twice, but warn of each."""
+    found = await DBOS.list_workflows_async(status=["PENDING", "ENQUEUED"], load_input=False, load_output=False)
+    return {workflow.workflow_id for workflow in found}
 
 
 async def _empty_outbox(services: Services) -> None:
