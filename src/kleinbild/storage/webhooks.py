@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, RowMapping, delete, func, insert, select, 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kleinbild.storage.dialects import insert_into
-from kleinbild.storage.schema import deliveries, webhooks
+from kleinbild.storage.schema import bfl_webhooks, deliveries, webhooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,14 @@ class Delivery:
     last_status: int | None = None
     delivered_at: float | None = None
     given_up_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BflWebhook:
+    """A job whose end is told as BFL tells it, signed with the client's own `secret` beside the endpoint's."""
+
+    job_id: str
+    secret: str | None = field(default=None, repr=False)  # sealed
 
 
 async def add(connection: AsyncConnection, endpoint: Endpoint) -> None:
@@ -99,6 +107,16 @@ async def find_delivery(connection: AsyncConnection, delivery_id: str) -> Delive
     query = select(deliveries).where(deliveries.c.id == delivery_id)
     row = (await connection.execute(query)).mappings().first()
     return None if row is None else Delivery(**row)
+
+
+async def add_bfl(connection: AsyncConnection, webhook: BflWebhook) -> None:
+    """In the transaction that adds its job, after it."""
+    await connection.execute(insert(bfl_webhooks).values(asdict(webhook)))
+
+
+async def find_bfl(connection: AsyncConnection, job_id: str) -> BflWebhook | None:
+    row = (await connection.execute(select(bfl_webhooks).where(bfl_webhooks.c.job_id == job_id))).mappings().first()
+    return None if row is None else BflWebhook(**row)
 
 
 async def undelivered(connection: AsyncConnection) -> list[str]:

@@ -6,6 +6,7 @@ twice, if the server is killed after it was sent and before that was noted; its 
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import time
@@ -15,12 +16,22 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kleinbild.core.ids import new_id
 from kleinbild.core.jobs import Job
+from kleinbild.gateway import bfl
 from kleinbild.gateway.answers import picture_objects
 from kleinbild.gateway.errors import as_object
 from kleinbild.gateway.urls import public_url
-from kleinbild.gateway.webhooks import Attempt, WebhookEvent, deliver_once, receiver_of
+from kleinbild.gateway.webhooks import (
+    Attempt,
+    WebhookEvent,
+    deliver_once,
+    receiver_of,
+    send_once,
+    sign,
+    sign_for_bfl,
+    unseal,
+)
 from kleinbild.storage import jobs, webhooks
-from kleinbild.storage.webhooks import Delivery, Endpoint
+from kleinbild.storage.webhooks import BflWebhook, Delivery, Endpoint
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
@@ -68,19 +79,42 @@ async def _send(services: Services, delivery_id: str) -> bool:
             return True  # its webhook was deleted, or it was noted just before the server was killed
         endpoint = await webhooks.find(connection, delivery.webhook_id)
         job = await jobs.find(connection, delivery.job_id)
+        as_bfl = await webhooks.find_bfl(connection, delivery.job_id)
     if endpoint is None or endpoint.disabled_at is not None or job is None:
         await give_up(services, delivery_id)
         return True
-    attempt = await _attempt(services, delivery, endpoint, job)
+    if as_bfl is None:
+        attempt = await _attempt(services, delivery, endpoint, job)
+    else:
+        attempt = await _attempt_as_bfl(services, delivery, endpoint, job, as_bfl)
     await _note(services, delivery, attempt)
     return attempt.outcome != "retry"
 
 
 async def _attempt(services: Services, delivery: Delivery, endpoint: Endpoint, job: Job) -> Attempt:
     now = time.time()
-    receiver = receiver_of(endpoint, services.secrets.derive("webhook secrets"), now)
+    receiver = receiver_of(endpoint, _key(services), now)
     event = WebhookEvent(delivery.id, delivery.type, delivery.created_at, job.id, _data(services, job))
     return await deliver_once(receiver, event, client=services.fetcher, now=now)
+
+
+async def _attempt_as_bfl(
+    services: Services, delivery: Delivery, endpoint: Endpoint, job: Job, as_bfl: BflWebhook
+) -> Attempt:
+    """BFL's body, with its signature if the client gave a secret for it, and ours."""
+    now, key = time.time(), _key(services)
+    body = json.dumps(bfl.webhook_object(services, job, public_url(services))).encode()
+    headers = {
+        "content-type": "application/json",
+        **sign(receiver_of(endpoint, key, now).secrets, delivery.id, now, body),
+    }
+    if as_bfl.secret is not None:
+        headers |= sign_for_bfl(unseal(as_bfl.secret, job.id, key), body)
+    return await send_once(endpoint.url, body, headers, client=services.fetcher)
+
+
+def _key(services: Services) -> bytes:
+    return services.secrets.derive("webhook secrets")
 
 
 async def _note(services: Services, delivery: Delivery, attempt: Attempt) -> None:
