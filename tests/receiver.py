@@ -35,7 +35,7 @@ class Receiver:
     def at(self, path: str) -> list[Received]:
         return [each for each in self.received if each.path == path]
 
-    def wait(self, path: str, count: int = 1, seconds: float = 30.0) -> list[Received]:
+    def wait(self, path: str, count: int = 1, seconds: float = 120.0) -> list[Received]:
         """What came to `path`, once it is `count` or more."""
         deadline = time.monotonic() + seconds
         while len(found := self.at(path)) < count:

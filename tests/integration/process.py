@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -76,9 +77,15 @@ class ServerProcess:
         process.stderr.close()
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
-def server_process(home: Path, **variables: str) -> Iterator[ServerProcess]:
-    server = ServerProcess(home, variables)
+def server_process(home: Path, port: int = 0, **variables: str) -> Iterator[ServerProcess]:
+    server = ServerProcess(home, variables, port)
     server.start()
     server.wait_until_ready()
     try:

@@ -67,7 +67,7 @@ class Project:
 
     async def settled(self, webhook: str) -> dict[str, Any]:
         """Its newest delivery when nothing more is tried."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (newest := (await self.deliveries(webhook))[0])["status"] == "pending":  # noqa: ASYNC110 - by HTTP
                 await asyncio.sleep(0.02)
         return newest
