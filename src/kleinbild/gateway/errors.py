@@ -50,6 +50,13 @@ class ApiError(Exception):
     def of_job(cls, error: JobError) -> ApiError:
         return cls(error.status, error.message, type=error.type, code=error.code, param=error.param)
 
+    @classmethod
+    def of(cls, error: errors.KleinbildError) -> ApiError:
+        if not isinstance(error, BodyError):
+            return cls.of_job(job_error(error))
+        code = "request_too_large" if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else "invalid_body"
+        return cls(error.status, _sentence(error), code=code, param=error.param)
+
 
 def not_found(what: str, name: str) -> ApiError:
     return ApiError(404, f"there is no {what} {name!r}", code="not_found")
@@ -103,14 +110,9 @@ def install(app: FastAPI) -> None:
     async def api_error(request: Request, error: ApiError) -> JSONResponse:
         return answer(request, error)
 
-    @app.exception_handler(BodyError)
-    async def body(request: Request, error: BodyError) -> JSONResponse:
-        code = "request_too_large" if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else "invalid_body"
-        return answer(request, ApiError(error.status, _sentence(error), code=code, param=error.param))
-
     @app.exception_handler(errors.KleinbildError)
     async def known(request: Request, error: errors.KleinbildError) -> JSONResponse:
-        return answer(request, ApiError.of_job(job_error(error)))
+        return answer(request, ApiError.of(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -59,7 +59,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             hub=EventHub(database, last_event),
             admission=Admission(settings.limits.max_queue, settings.limits.callers),
             provider=provider,
-            fetcher=Fetcher(Reach(settings.limits.allowed_networks), _fetch_limits(settings.limits)),
+            fetcher=Fetcher(_reach(settings.limits), _fetch_limits(settings.limits)),
             pulse=Pulse(),
         )
         await durable.launch(services, data)
@@ -109,6 +109,10 @@ def _engines(settings: EngineSettings) -> Callable[[str], RemoteEngine]:
         compile=settings.compile,
         nice=NICE,
     )
+
+
+def _reach(settings: LimitSettings) -> Reach:
+    return Reach(settings.allowed_networks, frozenset(settings.allowed_ports))
 
 
 def _fetch_limits(settings: LimitSettings) -> FetchLimits:

@@ -15,7 +15,7 @@ import tomllib
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -71,6 +71,9 @@ class LimitSettings(Section):
     fetch_seconds: float = Field(20.0, gt=0, description="for a remote picture, in all")
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
         (), description="private networks that URLs of pictures and webhooks may lead to; default: none"
+    )
+    allowed_ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
+        (80, 443), description="ports that URLs of pictures and webhooks may lead to"
     )
     requests_per_minute: int | None = Field(None, ge=1, description="of a caller whose key has no such limit")
     images_per_minute: int | None = Field(None, ge=1, description="of a caller whose key has no such limit")
