@@ -24,7 +24,7 @@ EXIT_CODES = {
     1: "a bug in Kleinbild",
     2: "the request is wrong: an option, the prompt, a size, a picture",
     3: "the model: unknown, weights missing or damaged, a goal missed",
-    4: "the result cannot be written",
+    4: "the result cannot be written, or the server's database not be used",
     5: "the network, the hub or a server cannot be reached",
     6: "the engine could not: out of memory, cancelled, too late, or it ended",
     130: "stopped by you: Ctrl-C, or no to a question",

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from kleinbild.storage.schema import metadata
+from kleinbild.storage import migrations
 
 NUM_READERS = 4
 BUSY_MS = 30_000
@@ -49,10 +49,17 @@ def sqlite_url(path: Path) -> str:
 
 
 async def open_database(url: str) -> Database:
-    """Opens the database at `url`, with its tables as this version needs them."""
+    """Opens the database at `url`, with its tables as this version needs them. Raises DatabaseError."""
     database = _connect(url)
-    async with database.write() as connection:
-        await connection.run_sync(metadata.create_all)
+    try:
+        async with database.read() as connection:
+            is_current = await connection.run_sync(migrations.revision_of) == migrations.HEAD
+        if not is_current:
+            async with database.write() as connection:
+                await connection.run_sync(migrations.upgrade)
+    except BaseException:
+        await database.close()
+        raise
     return database
 
 
