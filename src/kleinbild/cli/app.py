@@ -11,6 +11,7 @@ from kleinbild.cli import examples
 from kleinbild.cli.config import config
 from kleinbild.cli.doctor import doctor
 from kleinbild.cli.info import info
+from kleinbild.cli.keys import keys
 from kleinbild.cli.models import models, pull
 from kleinbild.cli.nano import nano
 from kleinbild.cli.pictures import edit, generate
@@ -75,6 +76,7 @@ app.command()(info)
 app.add_typer(models, name="models")
 app.command()(pull)
 app.command()(serve)
+app.add_typer(keys, name="keys")
 app.add_typer(config, name="config")
 app.command()(doctor)
 app.command()(plan)

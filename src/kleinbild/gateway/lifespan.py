@@ -26,7 +26,7 @@ from kleinbild.providers.local import LocalProvider
 from kleinbild.safety.fetch import Fetcher, FetchLimits, Reach
 from kleinbild.storage import jobs
 from kleinbild.storage.blobs import open_blobs
-from kleinbild.storage.database import open_database, sqlite_url
+from kleinbild.storage.database import open_database
 from kleinbild.storage.retention import sweep
 
 SWEEP_SECONDS = 600.0
@@ -42,7 +42,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
         stack.enter_context(own(data))
         secrets = load_secrets(data)
-        database = await open_database(settings.storage.database_url or sqlite_url(data / "kleinbild.sqlite"))
+        database = await open_database(settings.database_url)
         stack.push_async_callback(database.close)
         blobs = open_blobs(database, settings.storage.blobs_url or data / "blobs")
         provider = LocalProvider(settings.engine.models, _engines(settings.engine))

@@ -103,6 +103,18 @@ class Settings(Section):
     def data(self) -> Path:
         return self.server.data or home() / "server"
 
+    @property
+    def database_file(self) -> Path | None:
+        """None: the database is at `storage.database_url`."""
+        return None if self.storage.database_url else self.data / "kleinbild.sqlite"
+
+    @property
+    def database_url(self) -> str:
+        from kleinbild.storage.database import sqlite_url
+
+        file = self.database_file
+        return sqlite_url(file) if file else str(self.storage.database_url)
+
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
