@@ -157,7 +157,8 @@ def test_a_server_for_all_needs_keys_and_serves_those_who_have_one(home: Path, t
     assert "0.0.0.0 can be reached from other machines, and there are no keys" in refused.stderr
     assert "kleinbild keys create" in refused.stderr
     key = told("create").strip()
-    with served(home, "--host", "0.0.0.0") as url:
+    with served(home, "--host", "0.0.0.0") as server:
+        url = server.url
         stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="nonsense", max_retries=0)
         with stranger, pytest.raises(openai.AuthenticationError):
             stranger.images.generate(model="nano", prompt="a red apple")
@@ -170,11 +171,11 @@ def test_a_server_for_all_needs_keys_and_serves_those_who_have_one(home: Path, t
 
 
 def test_a_server_without_keys_closes_once_there_is_one(home: Path, told: Callable[..., str]) -> None:
-    with served(home) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as anyone:
+    with served(home) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as anyone:
         assert [model.id for model in anyone.models.list()] == ["nano"]
         key = told("create").strip()
         assert _seconds_until_refused(anyone) < NOTICED_S
-        with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as client:
             assert [model.id for model in client.models.list()] == ["nano"]
 
 

@@ -56,7 +56,9 @@ class EngineSettings(Section):
 
 
 class Storage(Section):
-    database_url: str | None = Field(None, description="postgresql+asyncpg://…; default: SQLite in the data folder")
+    database_url: str | None = Field(
+        None, description="postgresql://user:password@host/database; default: SQLite in the data folder"
+    )
     blobs_url: str | None = Field(None, description="s3://bucket/prefix; default: a folder in the data folder")
     image_days: float = Field(30.0, gt=0, description="how long pictures and their jobs are kept")
     upload_hours: float = Field(24.0, gt=0, description="how long pictures sent with a request are kept")

@@ -34,11 +34,6 @@ print("alembic" in sys.modules)
 """
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return sqlite_url(tmp_path / "kleinbild.sqlite")
-
-
 def differences(connection: Connection) -> list[object]:
     options = {"compare_type": True, "compare_server_default": True}
     return compare_metadata(MigrationContext.configure(connection, opts=options), metadata)

@@ -16,6 +16,7 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID
 
 from kleinbild.gateway.flow import make as steps
 from kleinbild.storage import jobs
+from kleinbild.storage.database import read_url
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
@@ -70,8 +71,10 @@ async def stop(services: Services) -> None:
 
 
 def _config(services: Services, data: Path) -> DBOSConfig:
-    url = services.settings.storage.database_url
-    if url is None:
+    """In PostgreSQL its tables are in a schema of their own, `dbos`; beside SQLite they are in a file of their own."""
+    if services.settings.storage.database_url is not None:
+        url = read_url(services.settings.storage.database_url).render_as_string(hide_password=False)
+    else:
         path = data / "workflows.sqlite"
         with sqlite3.connect(path) as connection:
             connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: fewer syncs a step, readers never wait
@@ -79,7 +82,8 @@ def _config(services: Services, data: Path) -> DBOSConfig:
         url = f"sqlite:///{path}"
     return {
         "name": "kleinbild",
-        "system_database_url": url.replace("+asyncpg", ""),
+        "system_database_url": url,
+        "dbos_system_schema": "dbos",
         "application_version": VERSION,
         "log_level": "WARNING",
     }
