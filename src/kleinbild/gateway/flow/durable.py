@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +53,9 @@ async def launch(services: Services, data: Path) -> None:
             job = await jobs.find(connection, job_id)
             assert job is not None
             services.admission.resume(job.caller, job_id, job.work.n)
-    for job_id in unfinished:  # DBOS knows most of them already, and starts none twice
-        await start(job_id)
+    for job_id in unfinished:
+        if await DBOS.get_workflow_status_async(job_id) is None:  # others it has started itself
+            await start(job_id)
 
 
 async def start(job_id: str) -> None:
@@ -67,6 +69,8 @@ async def stop(services: Services) -> None:
     for task in services.running.values():
         task.cancel()
     await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
+    # It had made its own threads the loop's, and has ended them; what closes after it needs some, too.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
     _services.clear()
 
 
