@@ -19,9 +19,9 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "server"
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> str:
+def said(capsys: pytest.CaptureFixture[str], code: int = 4) -> str:
     capsys.readouterr()
-    assert run(["serve", "--port", "0"]) == 4
+    assert run(["serve", "--port", "0"]) == code
     told = capsys.readouterr()
     assert told.out == ""
     assert [line.split(":")[0] for line in told.err.splitlines() if line[:1].strip()][:2] == ["error", "hint"]
@@ -55,3 +55,9 @@ def test_a_postgresql_that_is_not_there(
 def test_data_that_another_server_has(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with own(data):
         assert "another server is running on" in said(capsys)
+
+
+@pytest.mark.usefixtures("data")
+def test_a_blob_store_that_leads_nowhere(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KLEINBILD_STORAGE__BLOBS_URL", "ftp://host/pictures")
+    assert "storage.blobs_url 'ftp://host/pictures' cannot be used" in said(capsys, 2)

@@ -56,8 +56,11 @@ def check_data(settings: Settings) -> None:
 
     from kleinbild.gateway.flow.authenticate import has_keys
     from kleinbild.gateway.lifespan import own
+    from kleinbild.storage.blobs import store_at
 
     with own(settings.data):
+        if settings.storage.blobs_url:
+            store_at(settings.storage.blobs_url)
         there_are_keys = asyncio.run(has_keys(settings))
     if not settings.loopback and not there_are_keys:
         raise RequestError(

@@ -59,7 +59,12 @@ class Storage(Section):
     database_url: str | None = Field(
         None, description="postgresql://user:password@host/database; default: SQLite in the data folder"
     )
-    blobs_url: str | None = Field(None, description="s3://bucket/prefix; default: a folder in the data folder")
+    blobs_url: str | None = Field(
+        None,
+        description="s3://bucket/prefix, with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION in the environment, "
+        "for others than Amazon AWS_ENDPOINT_URL (and AWS_ALLOW_HTTP=true for http://); "
+        "default: a folder in the data folder",
+    )
     image_days: float = Field(30.0, gt=0, description="how long pictures and their jobs are kept")
     upload_hours: float = Field(24.0, gt=0, description="how long pictures sent with a request are kept")
     url_minutes: float = Field(60.0, gt=0, description="how long a signed URL of a picture is good")
