@@ -50,10 +50,13 @@ def test_a_picture_is_made_with_a_key_and_everything_is_in_postgresql(
 ) -> None:
     made = command("keys", "create", "--json", cwd=tmp_path, **variables)
     assert made.code == 0, made.stderr
+    key = json.loads(made.stdout)["key"]
     with served(tmp_path, **{name: value for name, value in variables.items() if name != "KLEINBILD_HOME"}) as running:
         assert httpx2.get(f"{running.url}/v1/models", trust_env=False).status_code == 401
-        with kleinbild.Client(running.url, api_key=json.loads(made.stdout)["key"]) as client:
+        with kleinbild.Client(running.url, api_key=key) as client:
             picture = client.run("a red apple on a beach", seed=7)
+        nul = httpx2.get(f"{running.url}/v1/jobs/a%00b", headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+        assert (nul.status_code, nul.json()["error"]["code"]) == (400, "invalid_value")
         assert picture.bytes == kleinbild.generate("a red apple on a beach", seed=7).to_bytes("png")
     url = variables["KLEINBILD_STORAGE__DATABASE_URL"]
     found = tables(url)
