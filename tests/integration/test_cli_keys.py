@@ -12,6 +12,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from kleinbild.cli.failures import in_words
 from kleinbild.cli.main import run
 from kleinbild.storage.keys import FORM
 from tests.integration.command import kleinbild
@@ -149,6 +150,27 @@ def test_only_create_makes_a_folder(told: Callable[..., str], home: Path, capsys
     told("create", "--data", str(home / "elsewhere"))
     (home / "settings.toml").write_text(f'[server]\ndata = "{home / "elsewhere"}"\n')
     assert len(json.loads(told("list", "--json", "--config", str(home / "settings.toml")))) == 1
+
+
+def test_no_key_is_made_with_another_secret_than_the_servers(
+    told: Callable[..., str], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = json.loads(told("create", "--json"))
+    (home / "server" / "secret").unlink()
+    for command in (["create"], ["rotate", made["id"]]):
+        told(*command, code=2)
+        assert run(["keys", *command]) == 2
+        assert "whose secret is not in" in capsys.readouterr().err
+    assert not (home / "server" / "secret").exists()
+    assert len(json.loads(told("list", "--json"))) == 1
+    told("revoke", made["id"])
+
+
+@pytest.mark.parametrize("package", ["pydantic", "sqlalchemy", "cryptography"])
+def test_a_missing_package_of_the_server_is_said(package: str) -> None:
+    error = in_words(ModuleNotFoundError(f"No module named {package!r}", name=package))
+    assert error is not None
+    assert error.hint == "pip install 'kleinbild[server]'"
 
 
 def test_a_server_for_all_needs_keys_and_serves_those_who_have_one(home: Path, told: Callable[..., str]) -> None:

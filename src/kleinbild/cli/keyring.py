@@ -6,16 +6,18 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kleinbild.core.callers import Limits
 from kleinbild.core.errors import OutputError, RequestError
 from kleinbild.gateway import administer
 from kleinbild.gateway.administer import WantedKey, acting
-from kleinbild.gateway.secrets import load_secrets
+from kleinbild.gateway.secrets import FILE, load_secrets
 from kleinbild.gateway.settings import Settings
 from kleinbild.storage import audit, keys
 from kleinbild.storage.audit import Entry
@@ -30,18 +32,19 @@ class Keyring:
     """Keys are named by their ids or their prefixes. Every change is in the audit log, by `actor`."""
 
     database: Database
-    secret: bytes = field(repr=False)
+    data: Path
     actor: str
 
     async def create(self, given: dict[str, Any], limits: Limits, parent: str | None) -> tuple[Key, str]:
         """The new key, and itself. What is not `given` is as the parent's."""
         async with acting(self.database, self.actor, "key.create") as action:
+            secret = await self._secret(action.connection)
             above = None if parent is None else (await keys.named(action.connection, parent)).id
             inherited, _ = await administer.inherited(action.connection, above)
             kept = asdict(inherited.limits) | {
                 name: value for name, value in asdict(limits).items() if value is not None
             }
-            return await administer.create(action, self.secret, _wanted({**given, "limits": kept}), above)
+            return await administer.create(action, secret, _wanted({**given, "limits": kept}), above)
 
     async def listed(self) -> list[Key]:
         async with self.database.read() as connection:
@@ -61,11 +64,20 @@ class Keyring:
         async with acting(self.database, self.actor, "key.rotate") as action:
             key = await keys.named(action.connection, name)
             action.tell(key.id, {})
-            return await keys.rotate(action.connection, self.secret, key.id)
+            return await keys.rotate(action.connection, await self._secret(action.connection), key.id)
 
     async def entries(self, limit: int) -> list[Entry]:
         async with self.database.read() as connection:
             return await audit.newest(connection, limit=limit)
+
+    async def _secret(self, connection: AsyncConnection) -> bytes:
+        """The server's, made with the first key. With another one, keys would be made that the server does not know."""
+        if not (self.data / FILE).exists() and await keys.any_exist(connection):
+            raise RequestError(
+                f"the keys in the database are of a server whose secret is not in {self.data}",
+                f"run this where the server's data are, or copy the file {FILE} from there",
+            )
+        return load_secrets(self.data).derive("api keys")
 
 
 @asynccontextmanager
@@ -78,12 +90,12 @@ async def open_keyring(settings: Settings, *, make: bool = False) -> AsyncIterat
             "`kleinbild keys create` makes the first; --data names another folder",
         )
     try:
-        secret = load_secrets(settings.data).derive("api keys")
+        settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise OutputError(f"{settings.data} cannot be used: {error.strerror}", "choose another with --data") from error
     database = await open_database(settings.database_url)
     try:
-        yield Keyring(database, secret, _actor())
+        yield Keyring(database, settings.data, _actor())
     finally:
         await database.close()
 
