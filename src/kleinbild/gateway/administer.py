@@ -23,8 +23,8 @@ from kleinbild.storage.keys import Key, Rights
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Route = Annotated[str, Field(pattern=r"^/[A-Za-z0-9/._-]*$", max_length=256)]
-Whole = Annotated[int | None, Field(ge=1, le=10**9)]
-Time = Annotated[int | None, Field(ge=0, le=10**11)]
+Whole = Annotated[int | None, Field(ge=1, le=10**9, strict=True)]
+Time = Annotated[int | None, Field(ge=0, le=10**11, strict=True)]
 
 
 class LimitsObject(BaseModel):
