@@ -170,7 +170,7 @@ def test_no_key_is_made_with_another_secret_than_the_servers(
 def test_a_missing_package_of_the_server_is_said(package: str) -> None:
     error = in_words(ModuleNotFoundError(f"No module named {package!r}", name=package))
     assert error is not None
-    assert error.hint == "pip install 'kleinbild[server]'"
+    assert error.hint == "pip install 'kleinbild[all]'"
 
 
 def test_a_server_for_all_needs_keys_and_serves_those_who_have_one(home: Path, told: Callable[..., str]) -> None:

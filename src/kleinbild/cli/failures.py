@@ -8,10 +8,7 @@ from typing import Protocol, runtime_checkable
 from kleinbild.core.errors import KleinbildError, ModelError, OutputError, RequestError
 
 ENGINE_PACKAGES = ("torch", "tokenizers", "jinja2", "safetensors", "numpy")
-SERVER_PACKAGES = (
-    *("fastapi", "uvicorn", "starlette", "python_multipart", "pydantic", "pydantic_core"),
-    *("sqlalchemy", "aiosqlite", "alembic", "dbos", "obstore", "standardwebhooks", "cryptography"),
-)
+SERVER_PACKAGES = ("fastapi", "uvicorn", "pydantic", "sqlalchemy", "alembic", "dbos", "obstore", "cryptography")
 
 
 @runtime_checkable
@@ -31,10 +28,10 @@ def in_words(error: Exception) -> KleinbildError | None:
         return _usage(error)
     if isinstance(error, ModuleNotFoundError) and error.name in ENGINE_PACKAGES:
         return ModelError(f"{error.name} is not installed; making pictures needs it", "pip install 'kleinbild[all]'")
-    if isinstance(error, ModuleNotFoundError) and error.name in SERVER_PACKAGES:
-        return RequestError(f"{error.name} is not installed; the server needs it", "pip install 'kleinbild[server]'")
     if isinstance(error, ModuleNotFoundError) and error.name == "httpx2":
         return RequestError("httpx2 is not installed; asking a server needs it", "pip install 'kleinbild[client]'")
+    if isinstance(error, ModuleNotFoundError) and error.name in SERVER_PACKAGES:
+        return RequestError(f"{error.name} is not installed; serving needs it", "pip install 'kleinbild[all]'")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return OutputError("no space left where the result goes", "make room, or choose another place")
     if isinstance(error, MemoryError):

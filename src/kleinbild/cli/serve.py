@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kleinbild.cli.terminal import say
-from kleinbild.core.errors import KleinbildError, RequestError
+from kleinbild.core.errors import RequestError
 
 if TYPE_CHECKING:
     from kleinbild.gateway.settings import Settings
@@ -43,10 +43,7 @@ def serve(
         say(f"  docs  {url}/docs")
         say(f"  data  {settings.data}")
 
-    server = Server(settings, announce, lambda: read_configuration(config, flags))
-    server.run()
-    if not server.started:
-        raise KleinbildError("the server did not start", "the lines above say why")
+    Server(settings, announce, lambda: read_configuration(config, flags)).run()
 
 
 def check_data(settings: Settings) -> None:

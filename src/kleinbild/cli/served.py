@@ -16,8 +16,8 @@ from kleinbild.cli.wishes import Wishes
 from kleinbild.client import running
 from kleinbild.client.settings import DEFAULT_TIMEOUT, URL_VARIABLE
 from kleinbild.core.errors import KleinbildError, MissingWeightsError, NetworkError, RequestError
-from kleinbild.core.metadata import Record, ReferenceRecord
-from kleinbild.core.requests import PictureRequest, digest
+from kleinbild.core.metadata import Record
+from kleinbild.core.requests import PictureRequest
 from kleinbild.engine.picture import Picture
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ class Server:
             for event in events:
                 show_progress(event, bar)
                 made = getattr(event, "pictures", ())
-        picture = made[0].to_picture()
-        return replace(picture, record=with_files_given(picture.record, request))
+        return made[0].to_picture()
 
 
 def find_server(request: PictureRequest, wishes: Wishes, record: Record | None) -> Server | None:
@@ -145,17 +144,6 @@ def with_size(request: PictureRequest) -> PictureRequest:
     found = inputs.frame.size
     is_first_ones = found == size and inputs.frame.made != found  # then it is not asked for, and the picture has it
     return replace(request, size=None if is_first_ones else found, aspect=None)
-
-
-def with_files_given(record: Record, request: PictureRequest) -> Record:
-    """`record` naming the files that were given here, so that a replay finds them: servers keep copies without metadata."""
-    names = request.reference_names or ("",) * len(request.references)
-    files = zip(names, request.references, strict=True)
-    return replace(
-        record,
-        references=tuple(ReferenceRecord(name, digest(file)) for name, file in files),
-        mask=None if request.mask is None else ReferenceRecord(request.mask_name, digest(request.mask)),
-    )
 
 
 def show_progress(event: Event, bar: Steps) -> None:

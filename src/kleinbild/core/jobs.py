@@ -16,10 +16,14 @@ FINAL: frozenset[JobStatus] = frozenset({"completed", "failed", "cancelled"})
 
 @dataclass(frozen=True, slots=True)
 class PictureRef:
-    """A picture given: the SHA-256 of its bytes in the blob store, and the file name it came with, if any."""
+    """A picture given: the SHA-256 of its bytes in the blob store, and the file name it came with, if any.
+
+    What is in the blob store was cleaned; `original` is the SHA-256 of the file as it came.
+    """
 
     sha256: str
     name: str = ""
+    original: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ class PictureRequest:
 
     `aspect` is width over height at the model's own area; it and `size` exclude each other. `references` are encoded
     picture files (PNG, JPEG, …) in the order in which the prompt counts them; `reference_names`, if given, their file
-    names, which go into the record and nowhere else.
+    names, which go into the record and nowhere else. `reference_digests` and `mask_digest` go there, too: what
+    `digest` says of the files as they were given, where these are copies that were cleaned.
 
     `mask` is an encoded picture with transparency, of the first reference's size: transparent is made anew, opaque is
     kept to the pixel, between the two in proportion. `canvas`, larger than the first reference, puts that at `place`
@@ -49,10 +50,21 @@ class PictureRequest:
     canvas: Size | None = None
     place: tuple[int, int] | None = None
     cache_references: bool = False
+    reference_digests: tuple[str, ...] = ()
+    mask_digest: str = ""
 
     def __post_init__(self) -> None:
-        if self.reference_names and len(self.reference_names) != len(self.references):
-            raise ValueError(f"{len(self.reference_names)} reference_names for {len(self.references)} references")
+        for name in ("reference_names", "reference_digests"):
+            if getattr(self, name) and len(getattr(self, name)) != len(self.references):
+                raise ValueError(f"{len(getattr(self, name))} {name} for {len(self.references)} references")
+
+    def reference_records(self) -> tuple[ReferenceRecord, ...]:
+        names = self.reference_names or ("",) * len(self.references)
+        digests = self.reference_digests or tuple(map(digest, self.references))
+        return tuple(ReferenceRecord(name, sha256) for name, sha256 in zip(names, digests, strict=True))
+
+    def mask_record(self) -> ReferenceRecord | None:
+        return None if self.mask is None else ReferenceRecord(self.mask_name, self.mask_digest or digest(self.mask))
 
 
 def digest(file: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kleinbild.core.errors import SizeError
@@ -69,13 +70,19 @@ class SizeRange:
         return Size(*(math.ceil(side / self.multiple) * self.multiple for side in (size.width, size.height)))
 
     def nearest(self, size: Size) -> Size:
-        """The allowed size closest to `size`: each side for itself, or both smaller where the area does not fit."""
-        sides = [min(max(side, self.min_side), self.max_side) for side in (size.width, size.height)]
-        rounded = Size(*(round(side / self.multiple) * self.multiple for side in sides))
-        if rounded.area <= self.max_pixels:
-            return rounded
-        shrink = min(1.0, math.sqrt(self.max_pixels / (sides[0] * sides[1])))
-        return Size(*(max(math.floor(side * shrink / self.multiple) * self.multiple, self.min_side) for side in sides))
+        """The allowed size closest to `size`: of its shape, as far as the limits allow that."""
+        sides = [side if side > 0 else self.min_side for side in (size.width, size.height)]
+        scale = max(1.0, self.min_side / min(sides))
+        scale = min(scale, self.max_side / max(sides), math.sqrt(self.max_pixels / (sides[0] * sides[1])))
+        rounded = Size(*(self._side(side * scale, round) for side in sides))
+        return (
+            rounded
+            if rounded.area <= self.max_pixels
+            else Size(*(self._side(side * scale, math.floor) for side in sides))
+        )
+
+    def _side(self, side: float, to_whole: Callable[[float], int]) -> int:
+        return min(max(to_whole(side / self.multiple) * self.multiple, self.min_side), self.max_side)
 
     def __str__(self) -> str:
         return (

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from kleinbild import __version__
 from kleinbild.core.errors import KleinbildError
-from kleinbild.core.metadata import Record, ReferenceRecord
-from kleinbild.core.requests import digest
+from kleinbild.core.metadata import Record
 from kleinbild.core.sizes import LARGE_PICTURE
 from kleinbild.engine.compiled import Compiled
 from kleinbild.engine.latents import Sequence
@@ -52,7 +51,6 @@ def as_asked(image: Image.Image, prepared: Prepared) -> Image.Image:
 def record(model: Model, prepared: Prepared) -> Record:
     """What goes into the file, so that the same picture can be made again."""
     request, inputs = prepared.request, prepared.inputs
-    names = request.reference_names or ("",) * len(request.references)
     return Record(
         version=__version__,
         model=model.name,
@@ -64,11 +62,9 @@ def record(model: Model, prepared: Prepared) -> Record:
         size=inputs.frame.size,
         dtype=model.precision,
         device=model.device.type,
-        references=tuple(
-            ReferenceRecord(name, digest(file)) for name, file in zip(names, request.references, strict=True)
-        ),
+        references=request.reference_records(),
         input_size=inputs.masked is not None or not inputs.frame.is_plain,
-        mask=None if request.mask is None else ReferenceRecord(request.mask_name, digest(request.mask)),
+        mask=request.mask_record(),
         canvas=request.canvas,
         place=inputs.place,
         cache_references=prepared.reference_mode == "keep",

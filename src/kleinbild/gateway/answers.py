@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from kleinbild.core.jobs import ImageWork, Job, JobEvent, MadePicture, Outcome
+from kleinbild.core.jobs import ImageWork, Job, JobEvent, MadePicture, Outcome, PictureRef
 from kleinbild.core.sizes import Size
 from kleinbild.core.tokens import Tokens
 from kleinbild.gateway.errors import as_object
@@ -48,8 +48,8 @@ def work_object(work: ImageWork) -> dict[str, Any]:
         "seed": work.seed,
         "steps": work.steps,
         "guidance": work.guidance,
-        "references": [{"sha256": each.sha256, "name": each.name} for each in work.references],
-        "mask": {"sha256": work.mask.sha256, "name": work.mask.name} if work.mask else None,
+        "references": [_given(each) for each in work.references],
+        "mask": _given(work.mask) if work.mask else None,
         "output_format": work.output_format,
         "output_compression": work.compression,
         "quality": work.quality,
@@ -109,6 +109,11 @@ def usage_object(tokens: Tokens) -> dict[str, Any]:
     }
 
 
+def quality_of(work: ImageWork) -> str:
+    """As asked, in the words of OpenAI's answers; a model here has one quality, which is its best."""
+    return "high" if work.quality in ("auto", "standard", "hd") else work.quality
+
+
 def size_of(job: Job) -> Size:
     """The pictures'; all of a job have the same."""
     assert job.outcome is not None
@@ -132,6 +137,10 @@ def server_sent(kind: str, data: dict[str, Any], event_id: int | None = None) ->
     return ("\n".join(lines) + "\n\n").encode()
 
 
+def _given(picture: PictureRef) -> dict[str, str]:
+    return {"sha256": picture.original or picture.sha256, "name": picture.name}
+
+
 def _with_url(services: Services, work: ImageWork, picture: MadePicture, base_url: str) -> dict[str, Any]:
     return {"url": services.media.url(picture.sha256, work.output_format, base_url), **_beside(picture)}
 
@@ -145,7 +154,7 @@ def _about(job: Job, outcome: Outcome) -> dict[str, Any]:
         "background": job.work.background,
         "output_format": job.work.output_format,
         "size": str(size_of(job)),
-        "quality": "high" if job.work.quality == "hd" else job.work.quality,
+        "quality": quality_of(job.work),
         "usage": usage_object(outcome.tokens),
         "timings": outcome.timings,
         "fingerprint": outcome.fingerprint,

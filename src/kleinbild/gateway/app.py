@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 from fastapi import FastAPI
 
 import kleinbild
@@ -12,7 +9,6 @@ from kleinbild.gateway import errors
 from kleinbild.gateway.api import admin, files, health, jobs, media, models, openai_images, webhooks
 from kleinbild.gateway.bodies import LimitBody
 from kleinbild.gateway.described import ErrorObject, Problem
-from kleinbild.gateway.lifespan import open_services
 from kleinbild.gateway.settings import Settings
 from kleinbild.gateway.tracing import Tracing
 
@@ -29,15 +25,8 @@ ROUTERS = (
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The server as an ASGI application. It opens its data when it starts, not here."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_services(settings) as services:
-            app.state.services = services
-            yield
-
-    app = FastAPI(title="Kleinbild", version=kleinbild.__version__, lifespan=lifespan, redoc_url=None)
+    """The routes. Who runs it puts `gateway.services.Services` into `app.state.services` before the first request."""
+    app = FastAPI(title="Kleinbild", version=kleinbild.__version__, redoc_url=None)
     errors.install(app)
     app.add_middleware(LimitBody, max_bytes=int(settings.limits.max_body_mb * 1e6))
     app.add_middleware(Tracing)

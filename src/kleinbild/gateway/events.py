@@ -79,7 +79,7 @@ class EventHub:
         if event.type in LAST:
             self._progress.pop(event.job_id, None)
         elif known := {name: event.data[name] for name in NO_PROGRESS if name in event.data}:
-            self._progress[event.job_id] = {**self.progress(event.job_id), **known}
+            self._progress[event.job_id] = {**self.progress(event.job_id), "position": None, **known}
         for subscription in (*self._of_jobs.get(event.job_id, ()), *self._of_projects.get(event.project, ())):
             subscription.offer(event)
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import signal
+import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from kleinbild.client import running
-from kleinbild.core.errors import KleinbildError
+from kleinbild.core.errors import KleinbildError, RequestError
 from kleinbild.core.heap import give_back_freed_memory
 from kleinbild.gateway.app import create_app
+from kleinbild.gateway.lifespan import open_services
 from kleinbild.gateway.services import Services
 from kleinbild.gateway.settings import Configuration, ConfigurationError, Settings
 
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where a server that listens everywhere is reached here
+BACKLOG = 2048  # connections that wait to be taken
 log = logging.getLogger(__name__)
 
 
@@ -33,11 +38,11 @@ class Server(uvicorn.Server):
     ) -> None:
         self.settings, self.announce, self.reread = settings, announce, reread
         self.asgi: FastAPI = create_app(settings)
+        self.interrupted = False
         super().__init__(
             uvicorn.Config(
                 self.asgi,
-                host=settings.server.host,
-                port=settings.server.port,
+                lifespan="off",  # `serve` opens what the routes work with, so that what goes wrong there is raised
                 timeout_graceful_shutdown=max(1, round(settings.server.drain_seconds)),
                 log_level="warning",
                 server_header=False,
@@ -49,15 +54,25 @@ class Server(uvicorn.Server):
     def services(self) -> Services | None:
         return getattr(self.asgi.state, "services", None)
 
-    def run(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Until it is told to stop. Raises core.errors for what it cannot start with, KeyboardInterrupt after Ctrl-C."""
         allow_many_connections()
         give_back_freed_memory()
-        super().run(sockets)  # type: ignore[arg-type]
+        with ExitStack() as stack:
+            listening = sockets or listen(self.settings.server.host, self.settings.server.port)
+            for each in listening:
+                stack.enter_context(each)
+            super().run(listening)
+        if self.interrupted:
+            raise KeyboardInterrupt
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        await super().startup(sockets)  # type: ignore[arg-type]
-        if self.should_exit:
-            return
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        async with open_services(self.settings) as services:
+            self.asgi.state.services = services
+            await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
         with suppress(ValueError, AttributeError):  # not in the main thread, not on this system
             signal.signal(signal.SIGHUP, lambda *_: self.reload())
         url = self.address()
@@ -67,9 +82,9 @@ class Server(uvicorn.Server):
             log.warning("the command on this machine will not find the server: %s", error)
         self.announce(url)
 
-    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         running.withdraw()
-        await super().shutdown(sockets)  # type: ignore[arg-type]
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM or Ctrl-C: no new work; streams end, running requests may until the drain's end."""
@@ -77,6 +92,8 @@ class Server(uvicorn.Server):
             self.services.draining = True
             self.services.hub.close()
         super().handle_exit(sig, frame)
+        self.interrupted |= sig == signal.SIGINT
+        self._captured_signals.clear()  # else uvicorn raises them once more before the services are closed
 
     def address(self) -> str:
         host, port = self.servers[0].sockets[0].getsockname()[:2]
@@ -105,6 +122,25 @@ def apply(new: Settings, old: Settings, services: Services | None) -> None:
     services.settings = new
     services.media.seconds = new.storage.url_minutes * 60
     services.admission.set_limits(new.limits.max_queue, new.limits.callers)
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets on every address that `host` stands for, all on one port. Raises RequestError where that cannot be."""
+    listening: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            place = (str(address[0]), port or (listening[0].getsockname()[1] if listening else 0))
+            listening.append(socket.create_server(place, family=family, backlog=BACKLOG))
+    except OSError as error:
+        for each in listening:
+            each.close()
+        reason = os.strerror(error.errno) if isinstance(error.errno, int) and error.errno > 0 else str(error)
+        taken = error.errno == errno.EADDRINUSE
+        hint = "stop what listens there, or choose another with --port" if taken else "check --host and --port"
+        raise RequestError(f"{host}:{port} cannot be listened on: {reason}", hint) from error
+    return listening
 
 
 def allow_many_connections() -> None:

@@ -97,9 +97,9 @@ class WantedEdit(Wanted):
 
 
 class WantedVariation(Wanted):
-    """The fields of `POST /v1/images/variations`, which has no prompt."""
+    """The fields of `POST /v1/images/variations`, which has no prompt: the default names no change, in nano's words."""
 
-    prompt: str = Field("a variation of the picture", min_length=1, max_length=MAX_PROMPT)
+    prompt: str = Field("make the picture from the image", min_length=1, max_length=MAX_PROMPT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,8 +129,10 @@ def _request(work: ImageWork, inputs: Inputs, index: int) -> PictureRequest:
         guidance=work.guidance,
         references=inputs.references,
         reference_names=tuple(reference.name for reference in work.references),
+        reference_digests=tuple(reference.original or reference.sha256 for reference in work.references),
         mask=inputs.mask,
         mask_name=work.mask.name if work.mask else "",
+        mask_digest=(work.mask.original or work.mask.sha256) if work.mask else "",
         cache_references=work.cache_references,
     )
 

@@ -44,7 +44,10 @@ def test_reading_undoes_writing(width: int, height: int) -> None:
         (Size(-128, 128), "64x128"),
         (Size(127, 97), "128x96"),
         (Size(4096, 64), "256x64"),
-        (Size(160, 176), "144x160"),
+        (Size(160, 176), "160x160"),
+        (Size(1024, 1024), "160x160"),
+        (Size(1536, 1024), "192x128"),
+        (Size(32, 96), "64x192"),
     ],
 )
 def test_a_wrong_size_is_refused_with_what_is_allowed_and_the_nearest(size: Size, nearest: str) -> None:

@@ -65,5 +65,5 @@ async def serving(database: Database, folder: Path, *, open_to_all: bool = False
         settings=Settings(), database=database, blobs=blobs, media=signed, secrets=secrets, authenticator=authenticator
     )
     transport = httpx2.ASGITransport(app=app)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield Server(app, client, database, blobs, signed, secrets, authenticator)

@@ -14,7 +14,7 @@ PIXELS = b"0123456789"
 
 
 async def url_of(server: Server, data: bytes = PIXELS) -> str:
-    return server.media.url(await server.blobs.put(data, "image/png", None), "png", "http://test")
+    return server.media.url(await server.blobs.put(data, "image/png", None), "png", "http://localhost")
 
 
 async def test_a_picture_is_served_without_a_key(server: Server) -> None:
@@ -29,7 +29,7 @@ async def test_a_picture_is_served_without_a_key(server: Server) -> None:
 
 async def test_only_the_host_of_a_url_may_differ(server: Server) -> None:
     url = await url_of(server)
-    path = url.removeprefix("http://test")
+    path = url.removeprefix("http://localhost")
     assert (await server.client.get(path, headers={"Host": "elsewhere.example"})).status_code == 200
     other = await server.blobs.put(b"other", "image/png", None)
     sha256 = path.split("/")[-1].split(".")[0]
@@ -56,7 +56,7 @@ async def test_an_expired_url_is_refused(server: Server) -> None:
 
 async def test_a_picture_past_its_retention_is_not_found(server: Server) -> None:
     sha256 = await server.blobs.put(PIXELS, "image/png", 1.0)
-    url = server.media.url(sha256, "png", "http://test")
+    url = server.media.url(sha256, "png", "http://localhost")
     await server.blobs.collect(time.time())
     answer = await server.client.get(url)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")

@@ -16,7 +16,7 @@ from kleinbild.core.ids import new_id
 from kleinbild.gateway.bodies import FormLimits, read_form
 from kleinbild.gateway.described import ERRORS
 from kleinbild.gateway.errors import ApiError, not_found, of_validation
-from kleinbild.gateway.flow.authenticate import Asking
+from kleinbild.gateway.flow.authenticate import Asking, require_member
 from kleinbild.gateway.services import services_of
 from kleinbild.storage import files
 from kleinbild.storage.blobs import MissingBlobError
@@ -91,8 +91,7 @@ _FORM = {
 )
 async def upload(request: Request, caller: Asking) -> Response:
     """A file of up to 512 MB (200 MB for `batch`), which is kept until it is deleted or expires."""
-    if not caller.may("member"):
-        raise ApiError(403, "A viewer may not upload files.", type="permission_error", code="role_not_allowed")
+    require_member(caller, "upload files")
     services = services_of(request)
     async with read_form(request, FormLimits(max_files=1, max_file_bytes=MAX_BYTES, max_fields=8)) as form:
         wanted, given = _read(form)
@@ -148,8 +147,7 @@ async def content(request: Request, file_id: str, caller: Asking) -> Response:
 @router.delete("/{file_id}", responses={200: {"model": DeletedFile}, **ERRORS})
 async def delete(request: Request, file_id: str, caller: Asking) -> Response:
     """The bytes go at the next sweep, unless another file or a job has the same."""
-    if not caller.may("member"):
-        raise ApiError(403, "A viewer may not delete files.", type="permission_error", code="role_not_allowed")
+    require_member(caller, "delete files")
     async with services_of(request).database.write() as connection:
         if not await files.remove(connection, file_id, caller.project):
             raise not_found("file", file_id)

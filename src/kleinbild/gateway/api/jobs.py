@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,11 +14,12 @@ from kleinbild.core.callers import Caller
 from kleinbild.core.jobs import Job, JobStatus, Task
 from kleinbild.gateway import answers
 from kleinbild.gateway.api.openai_images import headers, order_for
+from kleinbild.gateway.api.waiting import with_heartbeats
 from kleinbild.gateway.bodies import read_json
 from kleinbild.gateway.described import ERRORS, EVENT_STREAM, JobList, JobObject, documented
 from kleinbild.gateway.errors import ApiError, not_found, of_validation
 from kleinbild.gateway.events import LAST, LaggardError
-from kleinbild.gateway.flow.authenticate import Asking
+from kleinbild.gateway.flow.authenticate import Asking, Making
 from kleinbild.gateway.flow.make import cancel
 from kleinbild.gateway.flow.pictures import take_source
 from kleinbild.gateway.flow.submit import submit
@@ -49,7 +50,7 @@ class WantedJob(BaseModel):
 
 
 @router.post("/jobs", **documented(WantedJob, JobObject, form=False, status=202, stream=False))
-async def create(request: Request, caller: Asking) -> Response:
+async def create(request: Request, caller: Making) -> Response:
     """A job, which is answered at once and made afterwards."""
     services = services_of(request)
     wanted = _read(await read_json(request))
@@ -94,7 +95,7 @@ async def one(request: Request, job_id: str, caller: Asking) -> Response:
 
 
 @router.post("/jobs/{job_id}/cancel", responses={200: {"model": JobObject}, **ERRORS})
-async def cancelling(request: Request, job_id: str, caller: Asking) -> Response:
+async def cancelling(request: Request, job_id: str, caller: Making) -> Response:
     """Ends a job; what it holds is free within one step. A job that has ended stays as it is."""
     services = services_of(request)
     job = await _find(services, caller, job_id)
@@ -126,7 +127,7 @@ async def events_of_all(
 
 
 def _stream(request: Request, services: Services, project: str, job_id: str | None, after: int | None) -> Response:
-    async def chunks() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncGenerator[bytes, None]:
         yield b": kleinbild\n\n"  # so that the client knows at once that he is connected
         try:
             async for event in services.hub.follow(project, job_id, after):
@@ -135,7 +136,9 @@ def _stream(request: Request, services: Services, project: str, job_id: str | No
         except LaggardError:
             return  # he may come back with the last id that he has seen
 
-    return StreamingResponse(chunks(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return StreamingResponse(
+        with_heartbeats(chunks()), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )
 
 
 async def _job_at_end(services: Services, request: Request, job_id: str) -> dict[str, Any] | None:

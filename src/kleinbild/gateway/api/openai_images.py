@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,20 @@ from kleinbild.core.callers import Caller
 from kleinbild.core.ids import new_id
 from kleinbild.core.jobs import Job, JobEvent, PictureRef
 from kleinbild.gateway import answers
-from kleinbild.gateway.api.waiting import abandon, ended, events_until_end, reload, require_pictures
+from kleinbild.gateway.api.waiting import (
+    abandon,
+    ended,
+    events_until_end,
+    reload,
+    require_pictures,
+    with_heartbeats,
+)
 from kleinbild.gateway.bodies import read_form, read_json
 from kleinbild.gateway.described import ImagesObject, documented
 from kleinbild.gateway.errors import ApiError, as_object
 from kleinbild.gateway.events import LAST
-from kleinbild.gateway.flow.authenticate import Asking
+from kleinbild.gateway.flow.authenticate import Making, require_model
+from kleinbild.gateway.flow.make import size_of_file
 from kleinbild.gateway.flow.pictures import take_file, take_source
 from kleinbild.gateway.flow.submit import Order, Submission, fingerprint, submit
 from kleinbild.gateway.services import services_of
@@ -35,7 +43,7 @@ FILE_FIELDS = (*IMAGE_FIELDS, "mask")
 
 
 @router.post("/generations", **documented(Wanted, ImagesObject, form=False))
-async def generations(request: Request, caller: Asking) -> Response:
+async def generations(request: Request, caller: Making) -> Response:
     """Pictures from words; with our field `references`, from pictures, too."""
     services = services_of(request)
     wanted = read(Wanted, await read_json(request))
@@ -44,7 +52,7 @@ async def generations(request: Request, caller: Asking) -> Response:
 
 
 @router.post("/edits", **documented(WantedEdit, ImagesObject, form=True))
-async def edits(request: Request, caller: Asking) -> Response:
+async def edits(request: Request, caller: Making) -> Response:
     """A picture, or several, changed as the prompt says: as a form with files, or JSON with `images`."""
     if is_form(request):
         wanted, pictures = await read_edit_form(request, caller)
@@ -56,7 +64,7 @@ async def edits(request: Request, caller: Asking) -> Response:
 
 
 @router.post("/variations", **documented(WantedVariation, ImagesObject, form=True))
-async def variations(request: Request, caller: Asking) -> Response:
+async def variations(request: Request, caller: Making) -> Response:
     """A picture like the one given. OpenAI has retired this; here it is an edit with a prompt of its own."""
     wanted, pictures = await read_form_as(WantedVariation, request, caller)
     if len(pictures.references) != 1:
@@ -124,7 +132,7 @@ async def make(request: Request, caller: Caller, wanted: Wanted, pictures: Pictu
         require_pictures(job)
     if wanted.stream:
         return StreamingResponse(
-            events(request, services, job, wanted),
+            with_heartbeats(events(request, services, job, wanted)),
             media_type="text/event-stream",
             headers=headers(services, caller, submission),
         )
@@ -135,8 +143,7 @@ async def make(request: Request, caller: Caller, wanted: Wanted, pictures: Pictu
 
 def order_for(request: Request, services: Services, caller: Caller, wanted: Wanted, pictures: Pictures) -> Order:
     model = model_for(wanted, services.provider.models)
-    if caller.models is not None and model not in caller.models:
-        raise ApiError(403, f"your key may not use the model {model!r}", type="permission_error", param="model")
+    require_model(caller, model)
     work, warnings = work_for(wanted, pictures, services.provider.capabilities(model))
     return Order(
         job_id=new_id("job"),
@@ -171,8 +178,8 @@ def rate_headers(services: Services, caller: Caller) -> dict[str, str]:
     return found
 
 
-async def events(request: Request, services: Services, job: Job, wanted: Wanted) -> AsyncIterator[bytes]:
-    """OpenAI's: previews as they come, then the pictures."""
+async def events(request: Request, services: Services, job: Job, wanted: Wanted) -> AsyncGenerator[bytes, None]:
+    """OpenAI's: previews as they come, each with its own size, then the pictures."""
     num_partial = 0
     with services.hub.listen(job.project, job.id) as live:
         latest = await reload(services, job)
@@ -194,7 +201,7 @@ async def events(request: Request, services: Services, job: Job, wanted: Wanted)
         yield chunk
 
 
-async def _last_events(request: Request, services: Services, job: Job) -> AsyncIterator[bytes]:
+async def _last_events(request: Request, services: Services, job: Job) -> AsyncGenerator[bytes, None]:
     """Of a job that has ended."""
     try:
         require_pictures(job)
@@ -220,8 +227,8 @@ def _partial(job: Job, event: JobEvent, index: int) -> bytes:
             "type": kind,
             "b64_json": data["b64_json"],
             "created_at": int(event.created_at),
-            "size": str(work.size or "auto"),
-            "quality": work.quality,
+            "size": str(size_of_file(event.data["png"])),
+            "quality": answers.quality_of(work),
             "background": work.background,
             "output_format": "png",
             "partial_image_index": index,

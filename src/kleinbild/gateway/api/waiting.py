@@ -1,9 +1,10 @@
-"""Waiting for a job within a request: until it has ended, or the client has gone."""
+"""Waiting for a job within a request: until it has ended, or the client has gone; and with signs of life meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -16,6 +17,34 @@ from kleinbild.storage import idempotency, jobs
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
+
+
+HEARTBEAT = b": still here\n\n"
+HEARTBEAT_SECONDS = 15.0
+"""Proxies and clients give up a connection on which nothing comes for a minute, some for half of one."""
+
+
+async def with_heartbeats(
+    chunks: AsyncGenerator[bytes, None], seconds: float = HEARTBEAT_SECONDS
+) -> AsyncGenerator[bytes, None]:
+    """`chunks` of a stream of events, and a comment whenever none has come for so long."""
+    coming: asyncio.Future[bytes] | None = None
+    try:
+        while True:
+            coming = asyncio.ensure_future(anext(chunks))
+            while not (await asyncio.wait((coming,), timeout=seconds))[0]:
+                yield HEARTBEAT
+            try:
+                chunk = coming.result()
+            except StopAsyncIteration:
+                return
+            yield chunk
+    finally:
+        if coming is not None and not coming.done():
+            coming.cancel()
+            with suppress(asyncio.CancelledError):
+                await coming
+        await chunks.aclose()
 
 
 async def events_until_end(request: Request, live: Subscription) -> AsyncIterator[JobEvent]:

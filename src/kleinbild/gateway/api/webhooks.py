@@ -15,7 +15,7 @@ from kleinbild.core.ids import new_id
 from kleinbild.gateway.bodies import read_json
 from kleinbild.gateway.described import ERRORS, documented
 from kleinbild.gateway.errors import ApiError, not_found, of_validation
-from kleinbild.gateway.flow.authenticate import Asking
+from kleinbild.gateway.flow.authenticate import Asking, require_member
 from kleinbild.gateway.services import services_of
 from kleinbild.gateway.wanted import without_nulls
 from kleinbild.gateway.webhooks import (
@@ -92,7 +92,7 @@ class TestedWebhook(BaseModel):
 @router.post("", **documented(WantedWebhook, NewWebhookObject, form=False, status=201, stream=False))
 async def register(request: Request, caller: Asking) -> Response:
     """A new endpoint, with its secret, which is shown this once."""
-    _require_member(caller)
+    require_member(caller, "change webhooks")
     services = services_of(request)
     wanted = _read(await read_json(request))
     _check_url(services, wanted.url)
@@ -123,7 +123,7 @@ async def one(request: Request, webhook_id: str, caller: Asking) -> Response:
 @router.delete("/{webhook_id}", responses={200: {"model": DeletedWebhook}, **ERRORS})
 async def remove(request: Request, webhook_id: str, caller: Asking) -> Response:
     """Nothing more is sent to it, what is waiting to be tried again included."""
-    _require_member(caller)
+    require_member(caller, "change webhooks")
     async with services_of(request).database.write() as connection:
         if not await webhooks.remove(connection, webhook_id, caller.project):
             raise not_found("webhook", webhook_id)
@@ -133,7 +133,7 @@ async def remove(request: Request, webhook_id: str, caller: Asking) -> Response:
 @router.post("/{webhook_id}/rotate", responses={200: {"model": NewWebhookObject}, **ERRORS})
 async def rotate(request: Request, webhook_id: str, caller: Asking) -> Response:
     """A new secret, which is shown this once. The one before it signs beside it for 24 hours."""
-    _require_member(caller)
+    require_member(caller, "change webhooks")
     services = services_of(request)
     secret, until = new_secret(), time.time() + OVERLAP_SECONDS
     sealed = seal(secret, webhook_id, _key(services))
@@ -146,7 +146,7 @@ async def rotate(request: Request, webhook_id: str, caller: Asking) -> Response:
 @router.post("/{webhook_id}/test", responses={200: {"model": TestedWebhook}, **ERRORS})
 async def test(request: Request, webhook_id: str, caller: Asking) -> Response:
     """Sends a `webhook.test` event now, once. An endpoint that was disabled and takes it is enabled again."""
-    _require_member(caller)
+    require_member(caller, "change webhooks")
     services = services_of(request)
     endpoint, now = await _find(services, caller, webhook_id), time.time()
     event = WebhookEvent(new_id("evt"), "webhook.test", now, endpoint.id, {"id": endpoint.id})
@@ -174,11 +174,6 @@ def _check_url(services: Services, url: str) -> None:
     if not url.lower().startswith("https:") and not services.settings.limits.allowed_networks:
         # Only with private networks may there be a reason for plain text.
         raise ApiError(400, "a webhook needs an https:// URL", code="invalid_webhook_url", param="url")
-
-
-def _require_member(caller: Caller) -> None:
-    if not caller.may("member"):
-        raise ApiError(403, "a viewer may not change webhooks", type="permission_error", code="insufficient_role")
 
 
 async def _find(services: Services, caller: Caller, webhook_id: str) -> Endpoint:

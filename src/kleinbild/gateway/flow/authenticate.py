@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from kleinbild.core.callers import LOCAL, Caller
 from kleinbild.gateway.errors import ApiError
+from kleinbild.gateway.flow.origins import require_own_origin
 from kleinbild.gateway.services import services_of
 from kleinbild.gateway.settings import Settings
 from kleinbild.storage import keys
@@ -97,10 +98,25 @@ async def caller(request: Request) -> Caller:
 Asking = Annotated[Caller, Depends(caller)]
 
 
+async def maker(caller: Asking) -> Caller:
+    """Who asks for what makes pictures or ends their making. Raises ApiError, 403, for a viewer."""
+    require_member(caller, "make pictures or cancel jobs")
+    return caller
+
+
+Making = Annotated[Caller, Depends(maker)]
+
+
 async def caller_by_x_key(request: Request) -> Caller:
     """Who asks, by `x-key`, as BFL's clients send it; or as all others do."""
     key = request.headers.get("x-key")
     return await caller(request) if key is None else await _admitted(request, key)
+
+
+def require_member(caller: Caller, to: str) -> None:
+    """Raises ApiError, 403, for a viewer, who may look and not `to` do this."""
+    if not caller.may("member"):
+        raise ApiError(403, f"A viewer may not {to}.", type="permission_error", code="role_not_allowed")
 
 
 def require_model(caller: Caller, model: str) -> None:
@@ -140,7 +156,10 @@ async def has_keys(settings: Settings) -> bool:
 
 
 async def _admitted(request: Request, key: str | None) -> Caller:
-    found = await services_of(request).authenticator.caller(key)
+    services = services_of(request)
+    found = await services.authenticator.caller(key)
+    if found == LOCAL:
+        require_own_origin(request, services.settings.server)
     require_route(found, request.scope["path"])
     return found
 

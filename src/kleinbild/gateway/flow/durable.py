@@ -69,7 +69,7 @@ async def stop(services: Services) -> None:
     for task in services.running.values():
         task.cancel()
     await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
-    # It had made its own threads the loop's, and has ended them; what closes after it needs some, too.
+    # DBOS had made its threads the loop's, and has ended them; what closes after it needs some.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
     _services.clear()
 

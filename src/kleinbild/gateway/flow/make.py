@@ -17,7 +17,7 @@ from kleinbild.core.jobs import ImageWork, Job, JobError, MadePicture, Outcome
 from kleinbild.core.sizes import Size
 from kleinbild.core.tokens import NO_TOKENS
 from kleinbild.gateway.errors import job_error
-from kleinbild.providers.base import Inputs, MadeFile, Progress, Waiting
+from kleinbild.providers.base import Inputs, Progress, Waiting
 from kleinbild.storage import jobs
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ async def _pictures(services: Services, job: Job) -> Outcome:
     expires_at = job.created_at + services.settings.storage.image_days * DAY
     media_type = MEDIA_TYPES[job.work.output_format]
     hashes = [await services.blobs.put(each.file, media_type, expires_at) for each in made]
-    sizes = [_size(each) for each in made]
+    sizes = [size_of_file(each.file) for each in made]
     pictures = [
         MadePicture(sha256, each.seed, size, len(each.file))
         for sha256, size, each in zip(hashes, sizes, made, strict=True)
@@ -128,6 +128,6 @@ def _tell(services: Services, job: Job, progress: Progress) -> None:
         hub.publish(hub.new(job, "job.preview", **step, png=progress.preview), recorded=False)
 
 
-def _size(made: MadeFile) -> Size:
-    with Image.open(io.BytesIO(made.file)) as image:  # reads the header, decodes nothing
+def size_of_file(file: bytes) -> Size:
+    with Image.open(io.BytesIO(file)) as image:  # reads the header, decodes nothing
         return Size(image.width, image.height)

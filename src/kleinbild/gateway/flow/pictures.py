@@ -7,6 +7,7 @@ import base64
 import binascii
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from starlette.datastructures import UploadFile
 
@@ -15,8 +16,9 @@ from kleinbild.core.errors import PictureError
 from kleinbild.core.formats import MEDIA_TYPES
 from kleinbild.core.jobs import PictureRef
 from kleinbild.gateway.errors import not_found
-from kleinbild.safety.pictures import PictureLimits, clean
+from kleinbild.safety.pictures import PictureLimits, clean, sniff
 from kleinbild.storage import files
+from kleinbild.storage.blobs import measured
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
@@ -39,7 +41,7 @@ async def take_source(services: Services, caller: Caller, source: PictureSource)
         return await _keep(services, await services.blobs.get(file.sha256), file.filename)
     url = source.image_url or ""
     if url.startswith("data:"):
-        return await _keep(services, await asyncio.to_thread(_data_of, url), "")
+        return await _keep(services, *await asyncio.to_thread(_data_of, url))
     async with await services.fetcher.fetch(url) as fetched:
         return await _keep(services, await fetched.read(), "")
 
@@ -48,15 +50,20 @@ async def _keep(services: Services, file: bytes, name: str) -> PictureRef:
     settings = services.settings
     limits = PictureLimits(int(settings.limits.max_image_mb * 1e6), int(settings.limits.max_image_megapixels * 1e6))
     cleaned = await asyncio.to_thread(clean, file, name or "the picture", limits)
+    media_type = MEDIA_TYPES["jpeg" if sniff(cleaned) == "JPEG" else "png"]
+    original, _ = await asyncio.to_thread(measured, file)
     expires_at = time.time() + settings.storage.upload_hours * HOUR
-    return PictureRef(await services.blobs.put(cleaned, MEDIA_TYPES["png"], expires_at), name)
+    return PictureRef(await services.blobs.put(cleaned, media_type, expires_at), name, original)
 
 
-def _data_of(url: str) -> bytes:
+def _data_of(url: str) -> tuple[bytes, str]:
+    """The file in a data URL, and the name that a parameter `name` gives it."""
     head, _, data = url.partition(",")
-    if not head.endswith(";base64"):
+    _, *parameters = head.split(";")
+    if not parameters or parameters[-1] != "base64":
         raise PictureError("a data URL must be base64", "write data:image/png;base64,…")
+    name = next((unquote(each[5:]) for each in parameters if each.startswith("name=")), "")
     try:
-        return base64.b64decode(data, validate=True)
+        return base64.b64decode(data, validate=True), name
     except (binascii.Error, ValueError) as error:
         raise PictureError(f"a data URL is not base64: {error}", "encode the file again") from error
