@@ -12,6 +12,7 @@ from typing import Any, Literal
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from kleinbild.core import errors
@@ -113,6 +114,12 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(errors.KleinbildError)
     async def known(request: Request, error: errors.KleinbildError) -> JSONResponse:
         return answer(request, ApiError.of(error))
+
+    @app.exception_handler(DataError)
+    async def unstorable(request: Request, error: DataError) -> JSONResponse:
+        """Text that PostgreSQL does not take and SQLite does: with a NUL in it, or too long."""
+        message = f"A value cannot be stored or looked for: {str(error.orig).partition(chr(10))[0]}."
+        return answer(request, ApiError(400, message, code="invalid_value"))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -56,8 +56,15 @@ class EngineSettings(Section):
 
 
 class Storage(Section):
-    database_url: str | None = Field(None, description="postgresql+asyncpg://…; default: SQLite in the data folder")
-    blobs_url: str | None = Field(None, description="s3://bucket/prefix; default: a folder in the data folder")
+    database_url: str | None = Field(
+        None, description="postgresql://user:password@host/database; default: SQLite in the data folder"
+    )
+    blobs_url: str | None = Field(
+        None,
+        description="s3://bucket/prefix, with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION in the environment, "
+        "for others than Amazon AWS_ENDPOINT_URL (and AWS_ALLOW_HTTP=true for http://); "
+        "default: a folder in the data folder",
+    )
     image_days: float = Field(30.0, gt=0, description="how long pictures and their jobs are kept")
     upload_hours: float = Field(24.0, gt=0, description="how long pictures sent with a request are kept")
     url_minutes: float = Field(60.0, gt=0, description="how long a signed URL of a picture is good")
@@ -105,6 +112,18 @@ class Settings(Section):
     @property
     def data(self) -> Path:
         return self.server.data or home() / "server"
+
+    @property
+    def database_file(self) -> Path | None:
+        """None: the database is at `storage.database_url`."""
+        return None if self.storage.database_url else self.data / "kleinbild.sqlite"
+
+    @property
+    def database_url(self) -> str:
+        from kleinbild.storage.database import sqlite_url
+
+        file = self.database_file
+        return sqlite_url(file) if file else str(self.storage.database_url)
 
 
 @dataclass(frozen=True, slots=True)
