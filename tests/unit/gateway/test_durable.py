@@ -1,0 +1,91 @@
+"""What DBOS keeps of jobs: no more than is needed, and never what holds a job up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from dbos import DBOS
+
+from kleinbild.core.callers import LOCAL
+from kleinbild.core.jobs import ImageWork, Job
+from kleinbild.core.sizes import Size
+from kleinbild.gateway.flow import durable, make
+from kleinbild.gateway.flow.submit import Order, submit
+from kleinbild.gateway.lifespan import open_services
+from kleinbild.gateway.services import Services
+from kleinbild.gateway.settings import Settings
+from kleinbild.storage import jobs
+
+pytestmark = pytest.mark.anyio
+
+WORK = ImageWork("image.generate", "a fox on a mint background", "nano", seed=1, size=Size(64, 64), steps=1)
+
+
+def settings(folder: Path) -> Settings:
+    return Settings.model_validate({"server": {"data": folder}})
+
+
+async def ended(services: Services, job_id: str) -> Job:
+    async with asyncio.timeout(60):
+        while True:
+            async with services.database.read() as connection:
+                job = await jobs.find(connection, job_id)
+            assert job is not None
+            if job.outcome is not None:
+                return job
+            await asyncio.sleep(0.05)
+
+
+async def workflows() -> list[tuple[str, str]]:
+    return [(found.workflow_id, found.status) for found in await DBOS.list_workflows_async()]
+
+
+async def until_workflow(job_id: str, status: str) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            if (job_id, status) in await workflows():
+                return
+            await asyncio.sleep(0.05)
+
+
+async def test_a_failure_of_the_database_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = iter([OSError("the disk is full"), OSError("the disk is full")])
+    finish = jobs.finish
+
+    async def failing(*arguments):
+        for failure in failures:
+            raise failure
+        return await finish(*arguments)
+
+    monkeypatch.setattr(make.jobs, "finish", failing)
+    async with open_services(settings(tmp_path)) as services:
+        await submit(services, Order("job_a", LOCAL, WORK))
+        assert (await ended(services, "job_a")).status == "completed"
+
+
+async def test_a_job_whose_workflow_has_ended_without_it_is_made_after_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_services(settings(tmp_path)) as services:
+        monkeypatch.setattr(durable, "_persistent", lambda name: {"name": name})
+        with monkeypatch.context() as broken:
+            broken.setattr(make.jobs, "finish", None)
+            await submit(services, Order("job_a", LOCAL, WORK))
+            await until_workflow("job_a", "ERROR")
+    async with open_services(settings(tmp_path)) as services:
+        assert (await ended(services, "job_a")).status == "completed"
+
+
+async def test_workflows_that_ended_long_ago_are_forgotten_and_their_jobs_are_not(tmp_path: Path) -> None:
+    async with open_services(settings(tmp_path)) as services:
+        await submit(services, Order("job_a", LOCAL, WORK))
+        await ended(services, "job_a")
+        await until_workflow("job_a", "SUCCESS")
+        await durable.forget(time.time() - 60)
+        assert await workflows() == [("job_a", "SUCCESS")]
+        await durable.forget(time.time() + 1)
+        assert await workflows() == []
+        assert (await ended(services, "job_a")).status == "completed"
