@@ -47,64 +47,6 @@ CREATABLE: dict[Role, frozenset[str]] = {
     "admin": CHANGEABLE["admin"] | {"project", "owner"},
 }
 
-<<<<<<< HEAD
-Name = Annotated[str, Field(min_length=1, max_length=128)]
-Route = Annotated[str, Field(pattern=r"^/[A-Za-z0-9/._-]*$", max_length=256)]
-Whole = Annotated[int | None, Field(ge=1, le=10**9, strict=True)]
-Time = Annotated[int | None, Field(ge=0, le=10**11, strict=True)]
-
-
-class LimitsObject(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    requests_per_minute: Whole = None
-    images_per_minute: Whole = None
-    concurrent_jobs: Whole = None
-
-
-class ChangedKey(BaseModel):
-    """null is no limit; what is left out stays as it is."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: Name = ""
-    role: Role = "member"
-    models: list[Name] | None = None
-    routes: list[Route] | None = None
-    limits: LimitsObject = LimitsObject()
-    expires_at: Time = None
-
-
-class WantedKey(ChangedKey):
-    """What is left out is as the key's that asks."""
-
-    name: Name
-    owner: Name = ""
-    project: Name = ""
-
-
-class KeyObject(BaseModel):
-    """`key` is told when it is made, and never again."""
-
-    id: str
-    object: Literal["key"]
-    key: str | None = None
-    prefix: str
-    name: str
-    owner: str
-    project: str
-    role: Role
-    models: list[str] | None
-    routes: list[str] | None
-    limits: LimitsObject
-    parent: str | None
-    created_at: int
-    expires_at: int | None
-    revoked_at: int | None
-    last_used_at: int | None
-
-=======
->>>>>>> main
 
 class KeyList(BaseModel):
     object: Literal["list"]
