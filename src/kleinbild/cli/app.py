@@ -11,6 +11,7 @@ from kleinbild.cli import examples
 from kleinbild.cli.config import config
 from kleinbild.cli.doctor import doctor
 from kleinbild.cli.info import info
+from kleinbild.cli.keys import keys
 from kleinbild.cli.models import models, pull
 from kleinbild.cli.nano import nano
 from kleinbild.cli.pictures import edit, generate
@@ -24,7 +25,7 @@ EXIT_CODES = {
     1: "a bug in Kleinbild",
     2: "the request is wrong: an option, the prompt, a size, a picture",
     3: "the model: unknown, weights missing or damaged, a goal missed",
-    4: "the result cannot be written",
+    4: "the result cannot be written, or the server's database not be used",
     5: "the network, the hub or a server cannot be reached",
     6: "the engine could not: out of memory, cancelled, too late, or it ended",
     130: "stopped by you: Ctrl-C, or no to a question",
@@ -75,6 +76,7 @@ app.command()(info)
 app.add_typer(models, name="models")
 app.command()(pull)
 app.command()(serve)
+app.add_typer(keys, name="keys")
 app.add_typer(config, name="config")
 app.command()(doctor)
 app.command()(plan)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kleinbild.cli.terminal import say
 from kleinbild.core.errors import RequestError
+
+if TYPE_CHECKING:
+    from kleinbild.gateway.settings import Settings
 
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings (default: kleinbild.toml).")]
 
@@ -30,7 +33,7 @@ def serve(
     flags = {"server": {name: value for name, value in given.items() if value is not None}}
     configuration = read_configuration(config, flags)
     settings = configuration.settings
-    require_keys(settings)
+    check_data(settings)
     _check_models(settings.engine.models)
 
     from kleinbild.gateway.serve import Server
@@ -43,13 +46,20 @@ def serve(
     Server(settings, announce, lambda: read_configuration(config, flags)).run()
 
 
-def require_keys(settings: Any) -> None:
-    """Raises RequestError for an address that others can reach, on a server without keys."""
+def check_data(settings: Settings) -> None:
+    """Raises what opening the data would, before anything starts, and RequestError for an address that others can
+    reach, on a server without keys."""
     import asyncio
 
     from kleinbild.gateway.flow.authenticate import has_keys
+    from kleinbild.gateway.lifespan import own
+    from kleinbild.storage.blobs import store_at
 
-    if not settings.loopback and not asyncio.run(has_keys(settings)):
+    with own(settings.data):
+        if settings.storage.blobs_url:
+            store_at(settings.storage.blobs_url)
+        there_are_keys = asyncio.run(has_keys(settings))
+    if not settings.loopback and not there_are_keys:
         raise RequestError(
             f"{settings.server.host} can be reached from other machines, and there are no keys",
             "make one with `kleinbild keys create`, or listen on 127.0.0.1",

@@ -15,6 +15,7 @@ bug of ours. `exit_code` is what the command line leaves with; the codes are doc
      │    ├── MissingWeightsError
      │    └── WeightsError     a weight file that does not fit or is damaged
      ├── OutputError           the result cannot be written                    exit 4
+     ├── DatabaseError         the server's database cannot be used            exit 4
      ├── NetworkError          the hub or a server cannot be reached           exit 5
      └── EngineError           the engine could not make the picture           exit 6
           ├── CapacityError    it needs more memory than there is
@@ -78,6 +79,12 @@ class WeightsError(ModelError):
 
 
 class OutputError(KleinbildError):
+    exit_code = 4
+
+
+class DatabaseError(KleinbildError):
+    """The server's database: not to be reached, not to be read, or of another version."""
+
     exit_code = 4
 
 

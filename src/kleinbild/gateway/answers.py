@@ -64,9 +64,15 @@ def result_object(services: Services, job: Job, base_url: str) -> dict[str, Any]
         return None
     return {
         "created": int(job.completed_at or job.created_at),
-        "data": [_with_url(services, job.work, picture, base_url) for picture in outcome.pictures],
+        "data": picture_objects(services, job, base_url),
         **_about(job, outcome),
     }
+
+
+def picture_objects(services: Services, job: Job, base_url: str | None) -> list[dict[str, Any]]:
+    """Seeds, sizes and, if it is known how clients reach this server, URLs of a job's pictures, if it has any."""
+    pictures = job.outcome.pictures if job.outcome else ()
+    return [_with_url(services, job.work, each, base_url) if base_url else _beside(each) for each in pictures]
 
 
 async def images_object(services: Services, job: Job, base_url: str, *, urls: bool) -> dict[str, Any]:
@@ -74,7 +80,7 @@ async def images_object(services: Services, job: Job, base_url: str, *, urls: bo
     outcome = job.outcome
     assert outcome is not None
     if urls:
-        data = [_with_url(services, job.work, picture, base_url) for picture in outcome.pictures]
+        data = picture_objects(services, job, base_url)
     else:
         data = [
             {"b64_json": await picture_base64(services, picture), **_beside(picture)} for picture in outcome.pictures

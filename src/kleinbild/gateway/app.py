@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 import kleinbild
 from kleinbild.gateway import errors
-from kleinbild.gateway.api import admin, files, health, jobs, media, models, openai_images, webhooks
+from kleinbild.gateway.api import admin, bfl, files, health, jobs, media, models, openai_images, webhooks
 from kleinbild.gateway.bodies import LimitBody
 from kleinbild.gateway.described import ErrorObject, Problem
 from kleinbild.gateway.settings import Settings
@@ -14,6 +14,7 @@ from kleinbild.gateway.tracing import Tracing
 
 ROUTERS = (
     openai_images.router,
+    bfl.router,
     jobs.router,
     files.router,
     models.router,

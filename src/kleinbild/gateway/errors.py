@@ -12,6 +12,7 @@ from typing import Any, Literal
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -51,6 +52,13 @@ class ApiError(Exception):
     @classmethod
     def of_job(cls, error: JobError) -> ApiError:
         return cls(error.status, error.message, type=error.type, code=error.code, param=error.param)
+
+    @classmethod
+    def of(cls, error: errors.KleinbildError) -> ApiError:
+        if not isinstance(error, BodyError):
+            return cls.of_job(job_error(error))
+        code = "request_too_large" if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else "invalid_body"
+        return cls(error.status, _sentence(error), code=code, param=error.param)
 
 
 def not_found(what: str, name: str) -> ApiError:
@@ -105,14 +113,15 @@ def install(app: FastAPI) -> None:
     async def api_error(request: Request, error: ApiError) -> JSONResponse:
         return answer(request, error)
 
-    @app.exception_handler(BodyError)
-    async def body(request: Request, error: BodyError) -> JSONResponse:
-        code = "request_too_large" if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else "invalid_body"
-        return answer(request, ApiError(error.status, _sentence(error), code=code, param=error.param))
-
     @app.exception_handler(errors.KleinbildError)
     async def known(request: Request, error: errors.KleinbildError) -> JSONResponse:
-        return answer(request, ApiError.of_job(job_error(error)))
+        return answer(request, ApiError.of(error))
+
+    @app.exception_handler(DataError)
+    async def unstorable(request: Request, error: DataError) -> JSONResponse:
+        """Text that PostgreSQL does not take and SQLite does: with a NUL in it, or too long."""
+        message = f"A value cannot be stored or looked for: {str(error.orig).partition(chr(10))[0]}."
+        return answer(request, ApiError(400, message, code="invalid_value"))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

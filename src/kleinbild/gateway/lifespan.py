@@ -26,10 +26,11 @@ from kleinbild.providers.local import LocalProvider
 from kleinbild.safety.fetch import Fetcher, FetchLimits, Reach
 from kleinbild.storage import jobs
 from kleinbild.storage.blobs import open_blobs
-from kleinbild.storage.database import open_database, sqlite_url
+from kleinbild.storage.database import open_database
 from kleinbild.storage.retention import sweep
 
 SWEEP_SECONDS = 600.0
+WORKFLOWS_KEPT_SECONDS = 3600.0  # for a look into what went wrong; the jobs themselves say what became of them
 DAY = 24 * 3600.0
 NICE = 5  # of the engine's process: on few cores the server must answer while pictures are made
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
         stack.enter_context(own(data))
         secrets = load_secrets(data)
-        database = await open_database(settings.storage.database_url or sqlite_url(data / "kleinbild.sqlite"))
+        database = await open_database(settings.database_url)
         stack.push_async_callback(database.close)
         blobs = open_blobs(database, settings.storage.blobs_url or data / "blobs")
         provider = LocalProvider(settings.engine.models, _engines(settings.engine))
@@ -59,7 +60,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             hub=EventHub(database, last_event),
             admission=Admission(settings.limits.max_queue, settings.limits.callers),
             provider=provider,
-            fetcher=Fetcher(Reach(settings.limits.allowed_networks), _fetch_limits(settings.limits)),
+            fetcher=Fetcher(_reach(settings.limits), _fetch_limits(settings.limits)),
             pulse=Pulse(),
         )
         await durable.launch(services, data)
@@ -96,6 +97,7 @@ async def _sweep(services: Services) -> None:
         try:
             kept_seconds = services.settings.storage.image_days * DAY
             await sweep(services.database, services.blobs, time.time(), kept_seconds)
+            await durable.forget(time.time() - WORKFLOWS_KEPT_SECONDS)
         except Exception:
             log.exception("what has expired could not be removed; trying again later")
 
@@ -109,6 +111,10 @@ def _engines(settings: EngineSettings) -> Callable[[str], RemoteEngine]:
         compile=settings.compile,
         nice=NICE,
     )
+
+
+def _reach(settings: LimitSettings) -> Reach:
+    return Reach(settings.allowed_networks, frozenset(settings.allowed_ports))
 
 
 def _fetch_limits(settings: LimitSettings) -> FetchLimits:

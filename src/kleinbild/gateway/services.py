@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 
+from kleinbild.gateway.webhooks import RETRY_SECONDS
+
 if TYPE_CHECKING:
     from kleinbild.gateway.api.media import Media
     from kleinbild.gateway.events import EventHub
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 class Services:
     """`running` are the tasks that make pictures, by job. `draining`: no new work, what is under way may end; when the
     server is `stopping`, what has not ended by then is left for the next start.
+
+    `outbox` holds the ids of deliveries that are to be sent; the tasks in `delivering` send them, or wait to try again
+    as `retry_seconds` say.
     """
 
     settings: Settings
@@ -39,7 +44,10 @@ class Services:
     provider: Provider
     fetcher: Fetcher
     pulse: Pulse
+    retry_seconds: tuple[float, ...] = RETRY_SECONDS
     running: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
+    outbox: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    delivering: set[asyncio.Task[Any]] = field(default_factory=set)
     draining: bool = False
     stopping: bool = False
 

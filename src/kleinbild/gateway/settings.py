@@ -15,7 +15,7 @@ import tomllib
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -56,8 +56,15 @@ class EngineSettings(Section):
 
 
 class Storage(Section):
-    database_url: str | None = Field(None, description="postgresql+asyncpg://…; default: SQLite in the data folder")
-    blobs_url: str | None = Field(None, description="s3://bucket/prefix; default: a folder in the data folder")
+    database_url: str | None = Field(
+        None, description="postgresql://user:password@host/database; default: SQLite in the data folder"
+    )
+    blobs_url: str | None = Field(
+        None,
+        description="s3://bucket/prefix, with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION in the environment, "
+        "for others than Amazon AWS_ENDPOINT_URL (and AWS_ALLOW_HTTP=true for http://); "
+        "default: a folder in the data folder",
+    )
     image_days: float = Field(30.0, gt=0, description="how long pictures and their jobs are kept")
     upload_hours: float = Field(24.0, gt=0, description="how long pictures sent with a request are kept")
     url_minutes: float = Field(60.0, gt=0, description="how long a signed URL of a picture is good")
@@ -71,6 +78,9 @@ class LimitSettings(Section):
     fetch_seconds: float = Field(20.0, gt=0, description="for a remote picture, in all")
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
         (), description="private networks that URLs of pictures and webhooks may lead to; default: none"
+    )
+    allowed_ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
+        (80, 443), description="ports that URLs of pictures and webhooks may lead to"
     )
     requests_per_minute: int | None = Field(None, ge=1, description="of a caller whose key has no such limit")
     images_per_minute: int | None = Field(None, ge=1, description="of a caller whose key has no such limit")
@@ -102,6 +112,18 @@ class Settings(Section):
     @property
     def data(self) -> Path:
         return self.server.data or home() / "server"
+
+    @property
+    def database_file(self) -> Path | None:
+        """None: the database is at `storage.database_url`."""
+        return None if self.storage.database_url else self.data / "kleinbild.sqlite"
+
+    @property
+    def database_url(self) -> str:
+        from kleinbild.storage.database import sqlite_url
+
+        file = self.database_file
+        return sqlite_url(file) if file else str(self.storage.database_url)
 
 
 @dataclass(frozen=True, slots=True)

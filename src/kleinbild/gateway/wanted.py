@@ -26,8 +26,8 @@ Body = TypeVar("Body", bound="Wanted")
 MAX_PROMPT = 32_000
 MAX_REFERENCES = 16
 DRAWN_SEEDS = 2**32  # as the engine draws them: short enough to read aloud
-OPENAI_MODELS = ("gpt-image-", "dall-e-", "chatgpt-image-")
-"""Beginnings of names that code written for OpenAI sends. The first model that is served stands in for them."""
+HOSTED_MODELS = ("gpt-image-", "dall-e-", "chatgpt-image-", "flux-2-")
+"""Beginnings of names that code written for OpenAI or BFL sends. The first model that is served stands in for them."""
 
 
 def null_is_absent(schema: dict[str, Any]) -> None:
@@ -164,9 +164,10 @@ def without_nulls(values: Any) -> Any:
 
 def model_for(wanted: Wanted, models: tuple[str, ...]) -> str:
     """The name of the model that will serve the request; whether there is one is for the provider to say."""
-    if wanted.model is None or (not wanted.strict and wanted.model.startswith(OPENAI_MODELS)):
+    if wanted.model is None:
         return models[0]
-    return wanted.model
+    stands_in = wanted.model not in models and wanted.model.startswith(HOSTED_MODELS) and not wanted.strict
+    return models[0] if stands_in else wanted.model
 
 
 def work_for(wanted: Wanted, pictures: Pictures, can: Capabilities) -> tuple[ImageWork, tuple[str, ...]]:

@@ -24,7 +24,7 @@ import obstore
 from obstore.store import LocalStore, ObjectStore, from_url
 from sqlalchemy import Exists, case, delete, exists, null, or_, select
 
-from kleinbild.core.errors import KleinbildError
+from kleinbild.core.errors import KleinbildError, RequestError
 from kleinbild.storage.database import Database
 from kleinbild.storage.dialects import insert_into
 from kleinbild.storage.schema import blobs, files
@@ -123,10 +123,22 @@ class Blobs:
 
 
 def open_blobs(database: Database, place: Path | str) -> Blobs:
-    """The store in the folder `place`, which is made if need be, or at the URL `place`, such as s3://bucket/prefix."""
-    if isinstance(place, str) and "://" in place:
-        return Blobs(database, from_url(place))
-    return Blobs(database, LocalStore(Path(place).expanduser(), mkdir=True))
+    """The blobs at `place`, whose rows are in `database`. Raises RequestError as `store_at` does."""
+    return Blobs(database, store_at(place))
+
+
+def store_at(place: Path | str) -> ObjectStore:
+    """The store in the folder `place`, which is made if need be, or at the URL `place`, such as s3://bucket/prefix.
+
+    Credentials are the environment's, as AWS's own tools read them. Raises RequestError for a URL that leads nowhere.
+    """
+    if not isinstance(place, str) or "://" not in place:
+        return LocalStore(Path(place).expanduser(), mkdir=True)
+    try:
+        return from_url(place)
+    except obstore.exceptions.BaseError as error:
+        said = str(error).partition("\n")[0]
+        raise RequestError(f"storage.blobs_url {place!r} cannot be used: {said}", "write s3://bucket/prefix") from error
 
 
 def measured(data: Data) -> tuple[str, int]:

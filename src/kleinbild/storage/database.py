@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, event
+from sqlalchemy import URL, Connection, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from kleinbild.storage.schema import metadata
+from kleinbild.core.errors import DatabaseError, RequestError
+from kleinbild.storage import migrations
 
 NUM_READERS = 4
 BUSY_MS = 30_000
+DRIVERS = {"sqlite": "aiosqlite", "postgresql": "psycopg"}
+FORM = "postgresql://user:password@host/database"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +49,66 @@ class Database:
 
 
 def sqlite_url(path: Path) -> str:
-    return f"sqlite+aiosqlite:///{path}"
+    return f"sqlite:///{path}"
 
 
-async def open_database(url: str) -> Database:
-    """Opens the database at `url`, with its tables as this version needs them."""
+def read_url(text: str) -> URL:
+    """The URL, with the one driver that we use. Raises RequestError."""
+    try:
+        url = make_url(text)
+    except ArgumentError as error:
+        raise RequestError("the database's URL is none", f"write {FORM}") from error  # it may hold a password
+    name, _, driver = url.drivername.partition("+")
+    if name not in DRIVERS or driver not in ("", DRIVERS[name]):
+        raise RequestError(f"the database's URL starts with {url.drivername}, which is not supported", f"write {FORM}")
+    return url.set(drivername=f"{name}+{DRIVERS[name]}")
+
+
+async def open_database(text: str) -> Database:
+    """Opens the database at that URL, with its tables as this version needs them. Raises DatabaseError, RequestError."""
+    url = read_url(text)
     database = _connect(url)
-    async with database.write() as connection:
-        await connection.run_sync(metadata.create_all)
+    try:
+        async with database.read() as connection:
+            is_current = await connection.run_sync(migrations.revision_of) == migrations.HEAD
+        if not is_current:
+            async with database.write() as connection:
+                await connection.run_sync(migrations.upgrade)
+    except BaseException as error:
+        await database.close()
+        if isinstance(error, DBAPIError):
+            raise _unusable(url, error) from error
+        raise
     return database
 
 
-def _connect(url: str) -> Database:
-    if make_url(url).get_backend_name() != "sqlite":
-        engine = create_async_engine(url, pool_pre_ping=True)
+def _connect(url: URL) -> Database:
+    if url.get_backend_name() != "sqlite":
+        try:
+            engine = create_async_engine(url, pool_pre_ping=True)
+        except ImportError as error:
+            raise RequestError(
+                "PostgreSQL needs psycopg, which is not installed or does not work here",
+                "pip install 'kleinbild[postgres]'",
+            ) from error
         return Database(engine, engine)
     writer = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=BUSY_MS / 1000)
     reader = create_async_engine(url, pool_size=NUM_READERS, max_overflow=0, pool_timeout=BUSY_MS / 1000)
     for engine, begin in ((writer, "BEGIN IMMEDIATE"), (reader, "BEGIN")):
         _prepare_sqlite(engine, begin)
     return Database(writer, reader)
+
+
+def _unusable(url: URL, error: DBAPIError) -> DatabaseError:
+    """What the driver says, in one line, about a database that is named without its password."""
+    said = " ".join(str(error.orig).split())
+    if url.get_backend_name() == "sqlite":
+        return DatabaseError(f"{url.database} cannot be used as a database: {said}", "check what it is, and whose")
+    where = url.set(drivername=url.get_backend_name()).render_as_string()
+    return DatabaseError(
+        f"the database {where} cannot be used: {said}",
+        "check storage.database_url, that PostgreSQL runs there, and that it lets this user in",
+    )
 
 
 def _prepare_sqlite(engine: AsyncEngine, begin: str) -> None:

@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 from sqlalchemy import Row, exists, insert, select, update
@@ -28,6 +28,7 @@ FORM = re.compile(r"kb_[0-9a-z]{8}_[0-9a-z]{52}")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # 5 bits a character: 52 are 260 bits
 MAX_DEPTH = 5
 NO_LIMITS = Limits()
+State = Literal["good", "expired", "revoked"]
 _LIMITS = TypeAdapter(Limits)
 
 
@@ -107,6 +108,14 @@ def covers(route: str, path: str) -> bool:
     return path == route or path.startswith(route.rstrip("/") + "/")
 
 
+def state(line: Sequence[Key], now: float) -> State:
+    """Of the first key of `line`, which its parent follows, and so on up: it is no better than any of them."""
+    rights = _effective(line)
+    if any(key.revoked_at is not None for key in line) or rights.project != line[0].rights.project:
+        return "revoked"
+    return "expired" if rights.expires_at is not None and rights.expires_at <= now else "good"
+
+
 def new_key() -> str:
     return f"kb_{_random(8)}_{_random(52)}"
 
@@ -136,11 +145,7 @@ async def authenticate(connection: AsyncConnection, digest: str, now: float) -> 
     if found is None:
         return None
     line = await _line(connection, found)
-    rights = _effective(line)
-    expired = rights.expires_at is not None and rights.expires_at <= now
-    if expired or any(key.revoked_at is not None for key in line) or rights.project != line[0].rights.project:
-        return None
-    return replace(line[0], rights=rights)
+    return replace(line[0], rights=_effective(line)) if state(line, now) == "good" else None
 
 
 async def find(connection: AsyncConnection, key_id: str) -> Key:
@@ -149,6 +154,21 @@ async def find(connection: AsyncConnection, key_id: str) -> Key:
     if row is None:
         raise MissingKeyError(f"there is no key {key_id!r}", "`kleinbild keys list` shows them")
     return _key(row)
+
+
+async def named(connection: AsyncConnection, text: str) -> Key:
+    """The key of that id, or of that prefix. Raises MissingKeyError."""
+    found = [
+        _key(row) for row in await connection.execute(select(keys).where((keys.c.id == text) | (keys.c.prefix == text)))
+    ]
+    if not found:
+        raise MissingKeyError(f"there is no key {text!r}", "`kleinbild keys list` shows them")
+    if len(found) > 1:
+        raise MissingKeyError(
+            f"there are {len(found)} keys that start with {text}",
+            f"say which by its id: {', '.join(key.id for key in found)}",
+        )
+    return found[0]
 
 
 async def effective(connection: AsyncConnection, key_id: str) -> Rights:

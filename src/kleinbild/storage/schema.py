@@ -124,6 +124,13 @@ webhooks = Table(
     Column("disabled_at", Double),
 )
 
+bfl_webhooks = Table(
+    "bfl_webhooks",  # of jobs whose end is told as BFL tells it
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("secret", Text),  # encrypted; the client's own, None if it gave none
+)
+
 deliveries = Table(
     "deliveries",
     metadata,

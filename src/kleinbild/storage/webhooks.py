@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, RowMapping, delete, func, insert, select, 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kleinbild.storage.dialects import insert_into
-from kleinbild.storage.schema import deliveries, webhooks
+from kleinbild.storage.schema import bfl_webhooks, deliveries, webhooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,14 @@ class Delivery:
     last_status: int | None = None
     delivered_at: float | None = None
     given_up_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BflWebhook:
+    """A job whose end is told as BFL tells it, signed with the client's own `secret` beside the endpoint's."""
+
+    job_id: str
+    secret: str | None = field(default=None, repr=False)  # sealed
 
 
 async def add(connection: AsyncConnection, endpoint: Endpoint) -> None:
@@ -99,6 +107,32 @@ async def find_delivery(connection: AsyncConnection, delivery_id: str) -> Delive
     query = select(deliveries).where(deliveries.c.id == delivery_id)
     row = (await connection.execute(query)).mappings().first()
     return None if row is None else Delivery(**row)
+
+
+async def add_bfl(connection: AsyncConnection, webhook: BflWebhook) -> None:
+    """In the transaction that adds its job, after it."""
+    await connection.execute(insert(bfl_webhooks).values(asdict(webhook)))
+
+
+async def find_bfl(connection: AsyncConnection, job_id: str) -> BflWebhook | None:
+    row = (await connection.execute(select(bfl_webhooks).where(bfl_webhooks.c.job_id == job_id))).mappings().first()
+    return None if row is None else BflWebhook(**row)
+
+
+async def undelivered(connection: AsyncConnection) -> list[str]:
+    """The ids of those that are neither delivered nor given up, oldest first."""
+    waiting = deliveries.c.delivered_at.is_(None) & deliveries.c.given_up_at.is_(None)
+    return list((await connection.execute(select(deliveries.c.id).where(waiting).order_by(deliveries.c.id))).scalars())
+
+
+async def deliveries_to(
+    connection: AsyncConnection, webhook_id: str, *, limit: int, after: str | None = None
+) -> list[Delivery]:
+    """Newest first, from the one that follows `after`."""
+    query = select(deliveries).where(deliveries.c.webhook_id == webhook_id).order_by(deliveries.c.id.desc())
+    if after is not None:
+        query = query.where(deliveries.c.id < after)
+    return [Delivery(**row) for row in (await connection.execute(query.limit(limit))).mappings()]
 
 
 async def attempted(

@@ -339,6 +339,18 @@ def test_the_same_picture_alone_or_in_company(
             assert isinstance(ear.errors[str(i)], CancelledError)
 
 
+def test_nanos_pictures_are_those_alone_in_a_company_of_many_rows(ear: Ear) -> None:
+    nano = Engine("nano", device="cpu", dtype="float32")
+    words = ["a fox on red", "a cat on a beach", "two pigs on mint", "a rocket on a night sky"]
+    requests = [PictureRequest(words[i % 4], seed=i, size=Size(128, 128 - 32 * (i % 3)), steps=2) for i in range(9)]
+    batcher = Batcher(nano.model)
+    for i, one in enumerate(requests):
+        put(batcher, ear, str(i), one)
+    run(batcher)
+    for i, one in enumerate(requests):
+        assert ear.pictures[str(i)].to_bytes() == nano.generate(one).to_bytes(), f"picture {i}"
+
+
 # --- bfloat16: within a tolerance, exact on request ------------------------------------------------------------------
 
 BFLOAT16_MEAN = 0.5  # of 255 levels, over a picture; docs/performance.md states it

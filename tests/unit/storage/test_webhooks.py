@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 
 from kleinbild.storage import webhooks
-from kleinbild.storage.database import open_database, sqlite_url
 from kleinbild.storage.webhooks import Delivery, Endpoint
 
 pytestmark = pytest.mark.anyio
@@ -14,18 +13,11 @@ OTHERS = Endpoint("wh_3", "beta", "https://c.example/", "sealed-3", 300.0)
 
 
 @pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
-@pytest.fixture
-async def connection(tmp_path):
-    database = await open_database(sqlite_url(tmp_path / "kleinbild.sqlite"))
+async def connection(database):
     async with database.write() as connection:
         for endpoint in (FIRST, SECOND, OTHERS):
             await webhooks.add(connection, endpoint)
         yield connection
-    await database.close()
 
 
 async def test_endpoints_come_back_as_they_were(connection):

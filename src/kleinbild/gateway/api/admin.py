@@ -5,15 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from kleinbild.core.callers import LOCAL, Caller, Limits, Role
+from kleinbild.core.callers import LOCAL, Caller, Role
+from kleinbild.gateway import administer
+from kleinbild.gateway.administer import (
+    Action,
+    ChangedKey,
+    KeyObject,
+    WantedKey,
+    acting,
+    audit_object,
+    key_object,
+    with_changes,
+)
 from kleinbild.gateway.bodies import read_json
 from kleinbild.gateway.described import ERRORS, documented
 from kleinbild.gateway.errors import ApiError, not_found, of_validation
@@ -21,8 +31,7 @@ from kleinbild.gateway.flow.authenticate import Asking
 from kleinbild.gateway.services import Services, services_of
 from kleinbild.gateway.tracing import Trace
 from kleinbild.storage import audit, keys
-from kleinbild.storage.audit import Entry
-from kleinbild.storage.keys import BeyondParentError, Key, MissingKeyError, Rights
+from kleinbild.storage.keys import BeyondParentError, Key, MissingKeyError
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
 
@@ -37,61 +46,6 @@ CREATABLE: dict[Role, frozenset[str]] = {
     "member": CHANGEABLE["member"] | {"project"},  # his own alone, as `keys.within` sees to
     "admin": CHANGEABLE["admin"] | {"project", "owner"},
 }
-
-Name = Annotated[str, Field(min_length=1, max_length=128)]
-Route = Annotated[str, Field(pattern=r"^/[A-Za-z0-9/._-]*$", max_length=256)]
-Whole = Annotated[int | None, Field(ge=1, le=10**9, strict=True)]
-Time = Annotated[int | None, Field(ge=0, le=10**11, strict=True)]
-
-
-class LimitsObject(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    requests_per_minute: Whole = None
-    images_per_minute: Whole = None
-    concurrent_jobs: Whole = None
-
-
-class ChangedKey(BaseModel):
-    """null is no limit; what is left out stays as it is."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: Name = ""
-    role: Role = "member"
-    models: list[Name] | None = None
-    routes: list[Route] | None = None
-    limits: LimitsObject = LimitsObject()
-    expires_at: Time = None
-
-
-class WantedKey(ChangedKey):
-    """What is left out is as the key's that asks."""
-
-    name: Name
-    owner: Name = ""
-    project: Name = ""
-
-
-class KeyObject(BaseModel):
-    """`key` is told when it is made, and never again."""
-
-    id: str
-    object: Literal["key"]
-    key: str | None = None
-    prefix: str
-    name: str
-    owner: str
-    project: str
-    role: Role
-    models: list[str] | None
-    routes: list[str] | None
-    limits: LimitsObject
-    parent: str | None
-    created_at: int
-    expires_at: int | None
-    revoked_at: int | None
-    last_used_at: int | None
 
 
 class KeyList(BaseModel):
@@ -123,18 +77,9 @@ async def create(request: Request, caller: Asking) -> Response:
     _require_allowed(wanted, CREATABLE[caller.role])
     services = services_of(request)
     async with _administering(services, request, caller, "key.create") as action:
-        mine = await _rights(action.connection, caller)
-        rights = _changed(replace(mine, role="member" if caller.may("member") else "viewer"), wanted)
-        key, text = await keys.create(
-            action.connection,
-            services.secrets.derive("api keys"),
-            name=wanted.name,
-            owner=wanted.owner or caller.owner,
-            rights=replace(rights, project=wanted.project or mine.project),
-            parent=None if caller == LOCAL else caller.id,
-        )
-        action.tell(key.id, _object(key))
-    return JSONResponse({**_object(key), "key": text}, 201)
+        parent = None if caller == LOCAL else caller.id
+        key, text = await administer.create(action, services.secrets.derive("api keys"), wanted, parent)
+    return JSONResponse({**key_object(key), "key": text}, 201)
 
 
 @router.get("/keys", responses={200: {"model": KeyList}, **ERRORS})
@@ -144,14 +89,14 @@ async def listing(request: Request, caller: Asking, project: str | None = None) 
         below = None if caller.may("admin") else caller.id
         found = await keys.listed(connection, project=project, below=below)
     seen = [key for key in found if caller.may("member") or key.id == caller.id]
-    return JSONResponse({"object": "list", "data": [_object(key) for key in seen]})
+    return JSONResponse({"object": "list", "data": [key_object(key) for key in seen]})
 
 
 @router.get("/keys/{key_id}", responses={200: {"model": KeyObject}, **ERRORS})
 async def one(request: Request, key_id: str, caller: Asking) -> Response:
     with _in_words():
         async with services_of(request).database.read() as connection:
-            return JSONResponse(_object(await _seen(connection, caller, key_id)))
+            return JSONResponse(key_object(await _seen(connection, caller, key_id)))
 
 
 @router.patch("/keys/{key_id}", **documented(ChangedKey, KeyObject, form=False, stream=False))
@@ -162,13 +107,13 @@ async def change(request: Request, key_id: str, caller: Asking) -> Response:
         key = await _seen(action.connection, caller, key_id)
         allowed = CHANGEABLE[caller.role]
         _require_allowed(wanted, allowed & {"name"} if key.id == caller.id else allowed)
-        rights = _changed(key.rights, wanted)
+        rights = with_changes(key.rights, wanted)
         if caller != LOCAL:
             mine = await keys.effective(action.connection, caller.id)
             keys.require_within(rights, mine, keys.changed_fields(key.rights, rights))
         changed = await keys.change(action.connection, key.id, name=wanted.name, rights=rights)
         action.tell(key.id, wanted.model_dump(mode="json", exclude_unset=True))
-    return JSONResponse(_object(changed))
+    return JSONResponse(key_object(changed))
 
 
 @router.delete("/keys/{key_id}", responses={200: {"model": KeyObject}, **ERRORS})
@@ -178,7 +123,7 @@ async def revoke(request: Request, key_id: str, caller: Asking) -> Response:
         key = await _seen(action.connection, caller, key_id)
         revoked = await keys.revoke(action.connection, key.id, time.time())
         action.tell(key.id, {})
-    return JSONResponse(_object(revoked))
+    return JSONResponse(key_object(revoked))
 
 
 @router.post("/keys/{key_id}/rotate", responses={200: {"model": KeyObject}, **ERRORS})
@@ -193,7 +138,7 @@ async def rotate(request: Request, key_id: str, caller: Asking) -> Response:
             keys.require_within(await keys.effective(action.connection, key.id), mine)
         rotated, text = await keys.rotate(action.connection, services.secrets.derive("api keys"), key.id)
         action.tell(key.id, {})
-    return JSONResponse({**_object(rotated), "key": text})
+    return JSONResponse({**key_object(rotated), "key": text})
 
 
 @router.get("/audit", responses={200: {"model": AuditList}, **ERRORS})
@@ -208,32 +153,19 @@ async def audited(
         raise _forbidden("Only an admin may read the audit log.")
     async with services_of(request).database.read() as connection:
         found = await audit.newest(connection, limit=limit + 1, after=after)
-    data = [{**asdict(entry), "at": int(entry.at), "object": "audit_entry"} for entry in found[:limit]]
+    data = [audit_object(entry) for entry in found[:limit]]
     return JSONResponse({"object": "list", "data": data, "has_more": len(found) > limit})
 
 
-@dataclass(slots=True)
-class _Action:
-    """What is being done, in one transaction with its entry in the audit log."""
-
-    connection: AsyncConnection
-    entry: Entry
-
-    def tell(self, target: str, details: dict[str, Any]) -> None:
-        self.entry = replace(self.entry, target=target, details=details)
-
-
 @asynccontextmanager
-async def _administering(services: Services, request: Request, caller: Caller, what: str) -> AsyncIterator[_Action]:
+async def _administering(services: Services, request: Request, caller: Caller, what: str) -> AsyncIterator[Action]:
     if not caller.may("member"):
         raise _forbidden("A viewer may look at his own key and change nothing.")
     trace = getattr(request.state, "trace", None)
     request_id = trace.request_id if isinstance(trace, Trace) else ""
     with _in_words():
-        async with services.database.write() as connection:
-            action = _Action(connection, Entry(time.time(), caller.id, what, "", {}, request_id))
+        async with acting(services.database, caller.id, what, request_id) as action:
             yield action
-            await audit.append(connection, action.entry)
     services.authenticator.forget()
 
 
@@ -259,22 +191,6 @@ async def _seen(connection: AsyncConnection, caller: Caller, key_id: str) -> Key
     raise not_found("key", key_id)
 
 
-async def _rights(connection: AsyncConnection, caller: Caller) -> Rights:
-    return Rights(LOCAL.project, "admin") if caller == LOCAL else await keys.effective(connection, caller.id)
-
-
-def _changed(rights: Rights, wanted: ChangedKey) -> Rights:
-    """`rights` with what was given in place of what was."""
-    values: dict[str, Any] = {
-        "role": wanted.role,
-        "models": None if wanted.models is None else tuple(wanted.models),
-        "routes": None if wanted.routes is None else tuple(wanted.routes),
-        "limits": Limits(**wanted.limits.model_dump()),
-        "expires_at": wanted.expires_at,
-    }
-    return replace(rights, **{name: value for name, value in values.items() if name in wanted.model_fields_set})
-
-
 def _require_allowed(wanted: ChangedKey, allowed: frozenset[str]) -> None:
     for name in sorted(wanted.model_fields_set - allowed):
         raise ApiError(
@@ -294,31 +210,6 @@ def _read(model: type[Body], values: Any) -> Body:
         return model.model_validate(values)
     except ValidationError as error:
         raise of_validation(error.errors()) from error
-
-
-def _object(key: Key) -> dict[str, Any]:
-    rights = key.rights
-    return {
-        "id": key.id,
-        "object": "key",
-        "prefix": key.prefix,
-        "name": key.name,
-        "owner": key.owner,
-        "project": rights.project,
-        "role": rights.role,
-        "models": None if rights.models is None else list(rights.models),
-        "routes": None if rights.routes is None else list(rights.routes),
-        "limits": {f.name: getattr(rights.limits, f.name) for f in fields(Limits)},
-        "parent": key.parent,
-        "created_at": int(key.created_at),
-        "expires_at": _whole(rights.expires_at),
-        "revoked_at": _whole(key.revoked_at),
-        "last_used_at": _whole(key.last_used_at),
-    }
-
-
-def _whole(seconds: float | None) -> int | None:
-    return None if seconds is None else int(seconds)
 
 
 def _forbidden(message: str) -> ApiError:

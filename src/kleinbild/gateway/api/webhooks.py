@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,7 +27,7 @@ from kleinbild.gateway.webhooks import (
     seal,
 )
 from kleinbild.storage import webhooks
-from kleinbild.storage.webhooks import Endpoint
+from kleinbild.storage.webhooks import Delivery, Endpoint
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
@@ -72,6 +72,29 @@ class WebhookList(BaseModel):
     first_id: str | None
     last_id: str | None
     has_more: bool = False
+
+
+class DeliveryObject(BaseModel):
+    """`id` is the event's, the `webhook-id` of every attempt; `last_status` the endpoint's last answer, if it gave one."""
+
+    id: str
+    object: Literal["webhook.delivery"] = "webhook.delivery"
+    job_id: str
+    type: EventType
+    status: Literal["pending", "delivered", "given_up"]
+    attempts: int
+    last_status: int | None
+    created_at: int
+    delivered_at: int | None
+    given_up_at: int | None
+
+
+class DeliveryList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[DeliveryObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 class DeletedWebhook(BaseModel):
@@ -128,6 +151,24 @@ async def remove(request: Request, webhook_id: str, caller: Asking) -> Response:
         if not await webhooks.remove(connection, webhook_id, caller.project):
             raise not_found("webhook", webhook_id)
     return JSONResponse(DeletedWebhook(id=webhook_id).model_dump())
+
+
+@router.get("/{webhook_id}/deliveries", responses={200: {"model": DeliveryList}, **ERRORS})
+async def deliveries(
+    request: Request,
+    webhook_id: str,
+    caller: Asking,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: str | None = None,
+) -> Response:
+    """What was to be told, newest first, from the one that follows `after`, and what became of it."""
+    services = services_of(request)
+    endpoint = await _find(services, caller, webhook_id)
+    async with services.database.read() as connection:
+        found = await webhooks.deliveries_to(connection, endpoint.id, limit=limit + 1, after=after)
+    page = [_delivery(each) for each in found[:limit]]
+    ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
+    return JSONResponse({"object": "list", "data": page, **ends, "has_more": len(found) > limit})
 
 
 @router.post("/{webhook_id}/rotate", responses={200: {"model": NewWebhookObject}, **ERRORS})
@@ -189,13 +230,32 @@ def _key(services: Services) -> bytes:
 
 
 def _object(endpoint: Endpoint) -> dict[str, Any]:
-    until = endpoint.previous_until
     return {
         "id": endpoint.id,
         "object": "webhook",
         "url": endpoint.url,
         "events": None if endpoint.events is None else list(endpoint.events),
         "created_at": int(endpoint.created_at),
-        "previous_until": None if until is None else int(until),
-        "disabled_at": None if endpoint.disabled_at is None else int(endpoint.disabled_at),
+        "previous_until": _seconds(endpoint.previous_until),
+        "disabled_at": _seconds(endpoint.disabled_at),
     }
+
+
+def _delivery(delivery: Delivery) -> dict[str, Any]:
+    delivered, given_up = _seconds(delivery.delivered_at), _seconds(delivery.given_up_at)
+    return {
+        "id": delivery.id,
+        "object": "webhook.delivery",
+        "job_id": delivery.job_id,
+        "type": delivery.type,
+        "status": "delivered" if delivered else "given_up" if given_up else "pending",
+        "attempts": delivery.attempts,
+        "last_status": delivery.last_status,
+        "created_at": int(delivery.created_at),
+        "delivered_at": delivered,
+        "given_up_at": given_up,
+    }
+
+
+def _seconds(time_: float | None) -> int | None:
+    return None if time_ is None else int(time_)

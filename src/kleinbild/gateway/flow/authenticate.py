@@ -15,7 +15,7 @@ from kleinbild.gateway.flow.origins import require_own_origin
 from kleinbild.gateway.services import services_of
 from kleinbild.gateway.settings import Settings
 from kleinbild.storage import keys
-from kleinbild.storage.database import Database, open_database, sqlite_url
+from kleinbild.storage.database import Database, open_database
 
 REMEMBERED_S = 5.0
 MAX_REMEMBERED = 10_000
@@ -113,6 +113,13 @@ async def caller_by_x_key(request: Request) -> Caller:
     return await caller(request) if key is None else await _admitted(request, key)
 
 
+async def maker_by_x_key(request: Request) -> Caller:
+    """`caller_by_x_key`, who makes pictures. Raises ApiError, 403, for a viewer."""
+    found = await caller_by_x_key(request)
+    require_member(found, "make pictures")
+    return found
+
+
 def require_member(caller: Caller, to: str) -> None:
     """Raises ApiError, 403, for a viewer, who may look and not `to` do this."""
     if not caller.may("member"):
@@ -144,10 +151,10 @@ def require_route(caller: Caller, path: str) -> None:
 
 async def has_keys(settings: Settings) -> bool:
     """Whether any key was ever made for the server of these settings."""
-    path = settings.data / "kleinbild.sqlite"
-    if settings.storage.database_url is None and not path.exists():
+    file = settings.database_file
+    if file and not file.exists():
         return False
-    database = await open_database(settings.storage.database_url or sqlite_url(path))
+    database = await open_database(settings.database_url)
     try:
         async with database.read() as connection:
             return await keys.any_exist(connection)

@@ -2,34 +2,43 @@
 
 A job is a workflow of its id. Killed at any moment, the server starts again, and DBOS runs what had not ended from the
 step that had not ended: pictures are made anew from the seed that was settled before, and a job ends once.
+
+So is each delivery of a job's end to a webhook, with its attempts and the times between them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos import DBOS, DBOSConfig, SetWorkflowID, StepOptions
 
 from kleinbild.gateway.flow import make as steps
-from kleinbild.storage import jobs
+from kleinbild.gateway.flow import notify
+from kleinbild.storage import jobs, webhooks
+from kleinbild.storage.database import read_url
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
 
 VERSION = "1"  # of the workflow's steps: what another version left unfinished must fit
 MAX_RECOVERIES = 10_000  # DBOS gives a workflow up after so many; the engine is another process and has its own limit
+FORGOTTEN_AT_ONCE = 500
 _services: list[Services] = []  # of this process: DBOS is one per process, and finds workflows by name
+_senders: list[asyncio.Task[None]] = []  # the one that empties the outbox, while the server runs
+log = logging.getLogger(__name__)
 
 
 @DBOS.workflow(name="job", max_recovery_attempts=MAX_RECOVERIES)
 async def _job(job_id: str) -> None:
-    outcome = await DBOS.run_step_async({"name": "make"}, _make, job_id)
-    await DBOS.run_step_async({"name": "finish"}, _finish, job_id, outcome)
+    outcome = await DBOS.run_step_async(_persistent("make"), _make, job_id)
+    await DBOS.run_step_async(_persistent("finish"), _finish, job_id, outcome)
 
 
 async def _make(job_id: str) -> dict[str, Any]:
@@ -38,6 +47,34 @@ async def _make(job_id: str) -> dict[str, Any]:
 
 async def _finish(job_id: str, outcome: dict[str, Any]) -> None:
     await steps.finish(_services[-1], job_id, jobs.outcome_of(outcome))
+
+
+@DBOS.workflow(name="delivery", max_recovery_attempts=MAX_RECOVERIES)
+async def _deliver(delivery_id: str) -> None:
+    services, task = _services[-1], asyncio.current_task()
+    assert task is not None
+    services.delivering.add(task)
+    try:
+        for seconds in services.retry_seconds:
+            await DBOS.sleep_async(notify.jittered(seconds))  # until the same moment after a restart
+            if await DBOS.run_step_async(_persistent("send"), _send, delivery_id):
+                return
+        await DBOS.run_step_async(_persistent("give_up"), _give_up, delivery_id)
+    finally:
+        services.delivering.discard(task)
+
+
+async def _send(delivery_id: str) -> bool:
+    return await notify.send(_services[-1], delivery_id)
+
+
+async def _give_up(delivery_id: str) -> None:
+    await notify.give_up(_services[-1], delivery_id)
+
+
+def _persistent(name: str) -> StepOptions:
+    """A step whose failures are the database's or the disk's, for a moment: all others are outcomes. A minute in all."""
+    return {"name": name, "retries_allowed": True, "max_attempts": 6, "interval_seconds": 1.0, "backoff_rate": 2.0}
 
 
 async def launch(services: Services, data: Path) -> None:
@@ -52,29 +89,82 @@ async def launch(services: Services, data: Path) -> None:
             job = await jobs.find(connection, job_id)
             assert job is not None
             services.admission.resume(job.caller, job_id, job.work.n)
-    for job_id in unfinished:  # DBOS knows most of them already, and starts none twice
-        await start(job_id)
+        undelivered = await webhooks.undelivered(connection)
+    known = await _under_way()
+    for job_id in unfinished:
+        if job_id not in known:
+            await start(job_id, again=True)
+    for delivery_id in undelivered:
+        if delivery_id not in known:
+            await start_delivery(delivery_id, again=True)
+    _senders.append(asyncio.create_task(_empty_outbox(services)))
 
 
-async def start(job_id: str) -> None:
-    with SetWorkflowID(job_id):
+async def start(job_id: str, *, again: bool = False) -> None:
+    """`again`: an earlier workflow of it may have ended without having ended the job, as with a disk that was full."""
+    with SetWorkflowID(_another(job_id) if again else job_id):
         await DBOS.start_workflow_async(_job, job_id)
 
 
+async def start_delivery(delivery_id: str, *, again: bool = False) -> None:
+    """One that is under way is not started again."""
+    with SetWorkflowID(_another(delivery_id) if again else delivery_id):
+        await DBOS.start_workflow_async(_deliver, delivery_id)
+
+
+async def forget(before: float) -> None:
+    """Removes what DBOS keeps of workflows that ended before that time."""
+    until = datetime.fromtimestamp(before, UTC).isoformat()
+    ended = ["SUCCESS", "ERROR", "CANCELLED"]
+    while found := await DBOS.list_workflows_async(
+        status=ended, completed_before=until, limit=FORGOTTEN_AT_ONCE, load_input=False, load_output=False
+    ):
+        await DBOS.delete_workflows_async([workflow.workflow_id for workflow in found])
+
+
+def _another(name: str) -> str:
+    """A workflow id that has not been used; `_under_way` knows whose it is."""
+    return f"{name}.{secrets.token_hex(4)}"
+
+
 async def stop(services: Services) -> None:
-    """What still runs is left as it is, and is made after the next start."""
+    """What still runs is left as it is, and is made or sent after the next start."""
     services.stopping = True
+    logging.getLogger("dbos").setLevel(logging.ERROR)  # it warns of every task that is cancelled
     for task in services.running.values():
         task.cancel()
+    sending = [*_senders, *services.delivering]
+    for task in sending:
+        task.cancel()
+    await asyncio.gather(*sending, return_exceptions=True)
+    _senders.clear()
     await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
     # DBOS had made its threads the loop's, and has ended them; what closes after it needs some.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
     _services.clear()
 
 
+async def _under_way() -> set[str]:
+    """The ids of what DBOS goes on with itself. It would start none of them twice, but warn of each."""
+    found = await DBOS.list_workflows_async(status=["PENDING", "ENQUEUED"], load_input=False, load_output=False)
+    return {workflow.workflow_id.partition(".")[0] for workflow in found}
+
+
+async def _empty_outbox(services: Services) -> None:
+    """For ever. What is in the outbox when the server ends is found in the database after the next start."""
+    while True:
+        delivery_id = await services.outbox.get()
+        try:
+            await start_delivery(delivery_id)
+        except Exception:
+            log.exception("the delivery %s could not be started; it is after the next start", delivery_id)
+
+
 def _config(services: Services, data: Path) -> DBOSConfig:
-    url = services.settings.storage.database_url
-    if url is None:
+    """In PostgreSQL its tables are in a schema of their own, `dbos`; beside SQLite they are in a file of their own."""
+    if services.settings.storage.database_url is not None:
+        url = read_url(services.settings.storage.database_url).render_as_string(hide_password=False)
+    else:
         path = data / "workflows.sqlite"
         with sqlite3.connect(path) as connection:
             connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: fewer syncs a step, readers never wait
@@ -82,7 +172,8 @@ def _config(services: Services, data: Path) -> DBOSConfig:
         url = f"sqlite:///{path}"
     return {
         "name": "kleinbild",
-        "system_database_url": url.replace("+asyncpg", ""),
+        "system_database_url": url,
+        "dbos_system_schema": "dbos",
         "application_version": VERSION,
         "log_level": "WARNING",
     }

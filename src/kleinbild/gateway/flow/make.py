@@ -17,6 +17,7 @@ from kleinbild.core.jobs import ImageWork, Job, JobError, MadePicture, Outcome
 from kleinbild.core.sizes import Size
 from kleinbild.core.tokens import NO_TOKENS
 from kleinbild.gateway.errors import job_error
+from kleinbild.gateway.flow import notify
 from kleinbild.providers.base import Inputs, Progress, Waiting
 from kleinbild.storage import jobs
 
@@ -61,11 +62,14 @@ async def finish(services: Services, job_id: str, outcome: Outcome) -> Job | Non
     async with services.database.write() as connection:
         job = await jobs.finish(connection, job_id, outcome, now)
         event = job and await services.hub.record(connection, services.hub.new(job, f"job.{outcome.status}"))
+        delivery = job and await notify.record(connection, job, now)
     timings = outcome.timings
     seconds = sum(timings.values()) - timings.get("queue", 0.0) if timings else None
     services.admission.ended(job_id, seconds / len(outcome.pictures) if seconds and outcome.pictures else None)
     if event:
         services.hub.publish(event, recorded=True)
+    if delivery:
+        services.outbox.put_nowait(delivery.id)
     return job
 
 

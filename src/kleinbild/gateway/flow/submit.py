@@ -13,8 +13,9 @@ from kleinbild.core.jobs import ImageWork, Job, PictureRef
 from kleinbild.gateway.errors import ApiError
 from kleinbild.gateway.flow import durable
 from kleinbild.gateway.flow.make import load_inputs
-from kleinbild.storage import idempotency, jobs
+from kleinbild.storage import idempotency, jobs, webhooks
 from kleinbild.storage.idempotency import Claim
+from kleinbild.storage.webhooks import BflWebhook
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
@@ -26,7 +27,8 @@ MAX_KEY = 255
 class Order:
     """What a caller asks for. `job_id` will be the job's, unless the same was asked for before.
 
-    `key` is his idempotency key; `fingerprint` says what it stands for.
+    `key` is his idempotency key; `fingerprint` says what it stands for. `webhook` is told of the job's end, as `bfl` says
+    if it is given.
     """
 
     job_id: str
@@ -37,6 +39,7 @@ class Order:
     fingerprint: str = ""
     metadata: dict[str, str] | None = None
     webhook: str | None = None
+    bfl: BflWebhook | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,8 @@ async def _add(services: Services, order: Order, job: Job, position: int) -> Job
             if held := await idempotency.holder(connection, order.caller.id, order.key, now):
                 return _same(held, order, await jobs.find(connection, held.job_id))
         await jobs.add(connection, job)
+        if order.bfl is not None:
+            await webhooks.add_bfl(connection, order.bfl)
         if order.key is not None:
             await idempotency.take(connection, Claim(order.caller.id, order.key, order.fingerprint, job.id), now)
         queued = await services.hub.record(connection, services.hub.new(job, "job.queued", position=position))
