@@ -309,6 +309,9 @@ class TestKeys:
                 with pytest.raises(openai.PermissionDeniedError) as refused:
                     refused_call()
                 assert (refused.value.type, refused.value.code) == ("permission_error", "role_not_allowed")
+            with pytest.raises(openai.PermissionDeniedError) as refused:
+                client.post("/flux-2-klein-4b", body={"prompt": PROMPT}, cast_to=object)
+            assert "viewer" in refused.value.response.text
 
     def test_another_model(self, keyed_server: Server) -> None:
         with connected(keyed_server, keyed_server.new_key("klein", models=["klein-4b"])) as client:

@@ -26,7 +26,7 @@ from kleinbild.gateway.api.openai_images import headers, order_for
 from kleinbild.gateway.bodies import read_json
 from kleinbild.gateway.described import documented
 from kleinbild.gateway.errors import ApiError
-from kleinbild.gateway.flow.authenticate import caller_by_x_key
+from kleinbild.gateway.flow.authenticate import caller_by_x_key, maker_by_x_key
 from kleinbild.gateway.flow.pictures import take_source
 from kleinbild.gateway.flow.submit import Order, fingerprint, submit
 from kleinbild.gateway.services import services_of
@@ -68,6 +68,7 @@ def _side(pixels: int) -> int:
 Side = Annotated[int, Field(ge=0), AfterValidator(_side)]
 Picture = Annotated[str, Field(min_length=1, max_length=MAX_PICTURE_CHARS)]
 CallerByKey = Annotated[Caller, Depends(caller_by_x_key)]
+MakerByKey = Annotated[Caller, Depends(maker_by_x_key)]
 
 
 class Inputs(BaseModel):
@@ -169,7 +170,7 @@ class Route(APIRoute):
 router = APIRouter(prefix="/v1", tags=["bfl"], route_class=Route)
 
 
-async def create(request: Request, caller: CallerByKey) -> Response:
+async def create(request: Request, caller: MakerByKey) -> Response:
     """A picture from words, or from words and pictures: a task, to be polled for or told of by a webhook."""
     services = services_of(request)
     wanted = _read(await read_json(request))

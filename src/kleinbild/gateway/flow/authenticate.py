@@ -113,6 +113,13 @@ async def caller_by_x_key(request: Request) -> Caller:
     return await caller(request) if key is None else await _admitted(request, key)
 
 
+async def maker_by_x_key(request: Request) -> Caller:
+    """`caller_by_x_key`, who makes pictures. Raises ApiError, 403, for a viewer."""
+    found = await caller_by_x_key(request)
+    require_member(found, "make pictures")
+    return found
+
+
 def require_member(caller: Caller, to: str) -> None:
     """Raises ApiError, 403, for a viewer, who may look and not `to` do this."""
     if not caller.may("member"):
