@@ -12,8 +12,10 @@ from kleinbild.core.jobs import ImageWork
 from kleinbild.core.messages import Done, Event, Failed, Queued, Stepped, Terms
 from kleinbild.core.requests import MAX_SEED, PictureRequest
 from kleinbild.core.sizes import Size
-from kleinbild.engine.prepare import check, size_range
+from kleinbild.engine.prepare import settle, size_range
 from kleinbild.engine.remote import RemoteEngine
+from kleinbild.model.spec import ModelSpec
+from kleinbild.model.weights.settings import Settings
 from kleinbild.model.weights.sources import locate_parts, model_spec
 from kleinbild.providers.base import Capabilities, Inputs, Listener, MadeFile, Step, Waiting
 
@@ -22,17 +24,34 @@ RESTART_SECONDS = 1.0  # between engines that have given up
 USUAL_STEPS = 4  # of the distilled models; previews are spread over so many if the request does not say
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is read off a model's files without loading them, once: a request must not wait for a disk."""
+
+    name: str
+    settings: Settings
+    spec: ModelSpec
+
+
+def served(model: str) -> Served:
+    """Raises what loading would where the model is unknown or parts of it are not here."""
+    name, parts = locate_parts(model)
+    return Served(name, parts.settings, model_spec(parts))
+
+
 @dataclass(slots=True)
 class LocalProvider:
     """`start(model)` makes an engine; a model's is started with the provider, and anew when it has given up."""
 
     models: tuple[str, ...]
     start: Callable[[str], RemoteEngine]
+    _served: dict[str, Served] = field(default_factory=dict)
     _engines: dict[str, RemoteEngine] = field(default_factory=dict)
     _started_at: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for model in self.models:
+            self._served[model] = served(model)
             self._start(model)
 
     @property
@@ -40,21 +59,20 @@ class LocalProvider:
         return all(engine.refused is None and engine.ready_message for engine in self._engines.values())
 
     def capabilities(self, model: str) -> Capabilities:
-        if model not in self._engines:
-            served = ", ".join(self.models)
-            raise UnknownModelError(f"this server has no model {model!r}", f"it serves {served}")
-        _, parts = locate_parts(model)
-        settings = parts.settings
+        if model not in self._served:
+            raise UnknownModelError(f"this server has no model {model!r}", f"it serves {', '.join(self.models)}")
+        settings = self._served[model].settings
         return Capabilities(
             model,
-            size_range(settings, model_spec(parts)),
+            size_range(settings, self._served[model].spec),
             Size(settings.default_size, settings.default_size),
             settings.default_steps,
             guidance=not settings.distilled,
         )
 
     def check(self, work: ImageWork, inputs: Inputs) -> None:
-        check(_request(work, inputs, 0))
+        model = self._served[work.model]
+        settle(_request(work, inputs, 0), model.name, model.settings, model.spec)
 
     async def make(self, work: ImageWork, inputs: Inputs, listener: Listener) -> list[MadeFile]:
         """All `n` pictures, which share the engine's steps. One that loses its worker is begun again, the others not."""
