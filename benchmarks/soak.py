@@ -3,9 +3,10 @@
     python benchmarks/soak.py [--minutes 30] [--clients 6] [--json]
 
 Clients ask for pictures, edit them, upload bodies of 20 MB as forms and as JSON, fetch results, cancel jobs, and leave
-while they wait. Memory is the server process's own (its proportional set size) after the load, against what it was once the
-same load had run for a quarter of a minute, so that threads and connections are there. A stall is how late the server's event loop woke a task (`/healthz`). Aims: memory
-within 10 % of its start, no stall over 100 ms.
+while they wait. Memory is the server process's own (its proportional set size) after the load, against what it was once
+the same load had run for a quarter of a minute, so that threads and connections are there. A stall is how late the
+server's event loop woke a task (`/healthz`); `machine_stall_ms` is how late one was woken in a process that does nothing
+else, which is the machine's doing. Aims: memory within 10 % of its start, no stall over 100 ms beyond the machine's own.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ import os
 import platform
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx2
 from PIL import Image
@@ -66,7 +69,9 @@ def main() -> None:
 def soak(server: Server, seconds: float, num_clients: int) -> dict[str, Any]:
     wait_ready(server)
     before, _, _, _ = under_load(server, WARM_SECONDS, num_clients)
-    after, peak, worst, answers = under_load(server, seconds, num_clients)
+    with machine_stall() as read_stall:
+        after, peak, worst, answers = under_load(server, seconds, num_clients)
+        idle = read_stall()
     return {
         "minutes": round(seconds / 60, 1),
         "answers": dict(answers),
@@ -75,7 +80,8 @@ def soak(server: Server, seconds: float, num_clients: int) -> dict[str, Any]:
         "memory_after_mb": after,
         "growth": round(after / before - 1, 3),
         "worst_stall_ms": worst,
-        "ok": after <= before * (1 + MAX_GROWTH) and worst <= MAX_STALL_MS,
+        "machine_stall_ms": idle,
+        "ok": after <= before * (1 + MAX_GROWTH) and worst <= MAX_STALL_MS + idle,
     }
 
 
@@ -98,6 +104,38 @@ def under_load(server: Server, seconds: float, num_clients: int) -> tuple[float,
     return memory_mb(server.process.pid), peak, worst, answers
 
 
+IDLE = """
+import asyncio, sys
+from kleinbild.gateway.pulse import Pulse
+async def main():
+    pulse = Pulse()
+    beating = asyncio.create_task(pulse.beat())
+    worst = 0.0
+    while True:
+        await asyncio.sleep(1)
+        worst = max(worst, pulse.worst_seconds)
+        print(round(worst * 1000, 1), flush=True)
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def machine_stall() -> Iterator[Callable[[], float]]:
+    """Gives the worst so far of a process that only sleeps, in milliseconds."""
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen([sys.executable, "-c", IDLE], stdout=said)
+        try:
+            yield lambda: _last(said)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _last(said: IO[str]) -> float:
+    said.seek(0)
+    return float(said.read().splitlines()[-1])
+
+
 def load(server: Server, number: int, stop: threading.Event, answers: Counter[str]) -> None:
     rng = random.Random(number)
     with httpx2.Client(base_url=server.url, timeout=120.0) as client:
@@ -118,7 +156,7 @@ def edit(client: httpx2.Client, _: random.Random) -> int:
 
 
 def large_form(client: httpx2.Client, _: random.Random) -> int:
-    """Answered 400: 20 MB that are a picture too large for the limit of its pixels."""
+    """20 MB that are a picture."""
     files = {"image": ("large.png", large_png(), "image/png")}
     return client.post("/v1/images/edits", data={"prompt": EDIT}, files=files).status_code
 

@@ -19,4 +19,4 @@ def test_memory_comes_back_and_the_event_loop_keeps_up() -> None:
     assert kinds >= {"generate", "edit", "large_form", "large_json", "fetch", "cancel"}
     assert not any(answer.split()[1].startswith("5") for answer in found["answers"]), found["answers"]
     assert found["growth"] <= 0.10, found
-    assert found["worst_stall_ms"] <= 100, found
+    assert found["worst_stall_ms"] <= 100 + found["machine_stall_ms"], found
