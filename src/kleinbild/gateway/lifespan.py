@@ -60,7 +60,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             hub=EventHub(database, last_event),
             admission=Admission(settings.limits.max_queue, settings.limits.callers),
             provider=provider,
-            fetcher=Fetcher(_reach(settings.limits), _fetch_limits(settings.limits)),
+            fetcher=Fetcher(*fetching(settings.limits)),
             pulse=Pulse(),
         )
         await durable.launch(services, data)
@@ -90,6 +90,12 @@ def own(data: Path) -> Iterator[None]:
         yield
 
 
+def fetching(settings: LimitSettings) -> tuple[Reach, FetchLimits]:
+    """Where pictures may be fetched from and webhooks be told, and how much of a picture, in what time."""
+    reach = Reach(settings.allowed_networks, frozenset(settings.allowed_ports))
+    return reach, FetchLimits(max_bytes=int(settings.max_image_mb * 1e6), seconds=settings.fetch_seconds)
+
+
 async def _sweep(services: Services) -> None:
     """Removes what has outlived its time, every ten minutes."""
     while True:
@@ -111,11 +117,3 @@ def _engines(settings: EngineSettings) -> Callable[[str], RemoteEngine]:
         compile=settings.compile,
         nice=NICE,
     )
-
-
-def _reach(settings: LimitSettings) -> Reach:
-    return Reach(settings.allowed_networks, frozenset(settings.allowed_ports))
-
-
-def _fetch_limits(settings: LimitSettings) -> FetchLimits:
-    return FetchLimits(max_bytes=int(settings.max_image_mb * 1e6), seconds=settings.fetch_seconds)
