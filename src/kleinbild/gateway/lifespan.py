@@ -19,7 +19,7 @@ from kleinbild.gateway.flow import durable
 from kleinbild.gateway.flow.admit import Admission
 from kleinbild.gateway.flow.authenticate import Authenticator
 from kleinbild.gateway.pulse import Pulse
-from kleinbild.gateway.secrets import load_secrets
+from kleinbild.gateway.secrets import load_secrets_of
 from kleinbild.gateway.services import Services
 from kleinbild.gateway.settings import EngineSettings, LimitSettings, Settings
 from kleinbild.providers.local import LocalProvider
@@ -42,14 +42,14 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     data = settings.data
     async with AsyncExitStack() as stack:
         stack.enter_context(own(data))
-        secrets = load_secrets(data)
         database = await open_database(settings.database_url)
         stack.push_async_callback(database.close)
+        async with database.read() as connection:
+            secrets = await load_secrets_of(connection, data)
+            last_event = await jobs.last_event_id(connection)
         blobs = open_blobs(database, settings.storage.blobs_url or data / "blobs")
         provider = LocalProvider(settings.engine.models, _engines(settings.engine))
         stack.push_async_callback(provider.close)
-        async with database.read() as connection:
-            last_event = await jobs.last_event_id(connection)
         services = Services(
             settings=settings,
             database=database,
