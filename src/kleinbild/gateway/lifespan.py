@@ -27,6 +27,7 @@ from kleinbild.safety.fetch import Fetcher, FetchLimits, Reach
 from kleinbild.storage import jobs
 from kleinbild.storage.blobs import open_blobs
 from kleinbild.storage.database import open_database
+from kleinbild.storage.ownership import owned
 from kleinbild.storage.retention import sweep
 
 SWEEP_SECONDS = 600.0
@@ -44,6 +45,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         stack.enter_context(own(data))
         database = await open_database(settings.database_url)
         stack.push_async_callback(database.close)
+        await stack.enter_async_context(owned(database))
         async with database.read() as connection:
             secrets = await load_secrets_of(connection, data)
             last_event = await jobs.last_event_id(connection)
