@@ -17,7 +17,7 @@ from kleinbild.core.callers import Limits
 from kleinbild.core.errors import OutputError, RequestError
 from kleinbild.gateway import administer
 from kleinbild.gateway.administer import WantedKey, acting
-from kleinbild.gateway.secrets import FILE, load_secrets
+from kleinbild.gateway.secrets import load_secrets_of
 from kleinbild.gateway.settings import Settings
 from kleinbild.storage import audit, keys
 from kleinbild.storage.audit import Entry
@@ -72,12 +72,7 @@ class Keyring:
 
     async def _secret(self, connection: AsyncConnection) -> bytes:
         """The server's, made with the first key. With another one, keys would be made that the server does not know."""
-        if not (self.data / FILE).exists() and await keys.any_exist(connection):
-            raise RequestError(
-                f"the keys in the database are of a server whose secret is not in {self.data}",
-                f"run this where the server's data are, or copy the file {FILE} from there",
-            )
-        return load_secrets(self.data).derive("api keys")
+        return (await load_secrets_of(connection, self.data)).derive("api keys")
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from kleinbild.gateway import errors
 from kleinbild.gateway.api import admin, bfl, files, health, jobs, media, models, openai_images, webhooks
 from kleinbild.gateway.bodies import LimitBody
 from kleinbild.gateway.described import ErrorObject, Problem
+from kleinbild.gateway.services import Services
 from kleinbild.gateway.settings import Settings
 from kleinbild.gateway.tracing import Tracing
 
@@ -29,12 +30,18 @@ def create_app(settings: Settings) -> FastAPI:
     """The routes. Who runs it puts `gateway.services.Services` into `app.state.services` before the first request."""
     app = FastAPI(title="Kleinbild", version=kleinbild.__version__, redoc_url=None)
     errors.install(app)
-    app.add_middleware(LimitBody, max_bytes=int(settings.limits.max_body_mb * 1e6))
+    app.add_middleware(LimitBody, max_bytes=lambda: int(_in_force(app, settings).limits.max_body_mb * 1e6))
     app.add_middleware(Tracing)
     for router in ROUTERS:
         app.include_router(router)
     _describe_errors(app)
     return app
+
+
+def _in_force(app: FastAPI, settings: Settings) -> Settings:
+    """The services' settings, which may change while they run; before there are any, those that were given."""
+    services: Services | None = getattr(app.state, "services", None)
+    return services.settings if services else settings
 
 
 def _describe_errors(app: FastAPI) -> None:

@@ -8,7 +8,7 @@ in C keeps the interpreter to itself wherever it runs: JSON must also be of a ki
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -54,21 +54,21 @@ class LimitBody:
     The answer is sent from here, whatever the application makes of the BodyError that its reading ends with.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
+    def __init__(self, app: ASGIApp, max_bytes: Callable[[], int]) -> None:
+        self._app, self._max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
-            await _refuse(receive, send, self._too_large(), is_sending=True)
+        max_bytes = self._max_bytes()
+        if declared.isdecimal() and int(declared) > max_bytes:
+            await _refuse(receive, send, _body_too_large(max_bytes), is_sending=True)
             return
-        await self._count(scope, receive, send)
+        await self._count(scope, receive, send, max_bytes)
 
-    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _count(self, scope: Scope, receive: Receive, send: Send, max_bytes: int) -> None:
         num_bytes = 0
         started = refused = False
 
@@ -76,9 +76,9 @@ class LimitBody:
             nonlocal num_bytes, refused
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes <= self._max_bytes:
+            if num_bytes <= max_bytes:
                 return message
-            error = self._too_large()
+            error = _body_too_large(max_bytes)
             if not (started or refused):
                 refused = True
                 await _refuse(receive, send, error, is_sending=message.get("more_body", False))
@@ -96,12 +96,13 @@ class LimitBody:
             if not refused:
                 raise
 
-    def _too_large(self) -> BodyError:
-        return BodyError(
-            f"the request's body is larger than {self._max_bytes / 1e6:g} MB",
-            "send fewer or smaller pictures, or URLs of them",
-            status=413,
-        )
+
+def _body_too_large(max_bytes: int) -> BodyError:
+    return BodyError(
+        f"the request's body is larger than {max_bytes / 1e6:g} MB",
+        "send fewer or smaller pictures, or URLs of them",
+        status=413,
+    )
 
 
 async def _refuse(receive: Receive, send: Send, error: BodyError, *, is_sending: bool) -> None:

@@ -61,6 +61,7 @@ class EventHub:
         self._progress: dict[str, dict[str, Any]] = {}
         self._of_jobs: defaultdict[str, set[Subscription]] = defaultdict(set)
         self._of_projects: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self._closed = False
 
     def new(self, job: Job, kind: str, **data: Any) -> JobEvent:
         """Its id is the time in microseconds, or one more than the last."""
@@ -89,6 +90,7 @@ class EventHub:
 
     def close(self) -> None:
         """Ends what `follow`s: those who listen may come back to the next server with the last id that they saw."""
+        self._closed = True
         for subscriptions in (*self._of_jobs.values(), *self._of_projects.values()):
             for subscription in subscriptions:
                 if subscription.following:
@@ -97,6 +99,8 @@ class EventHub:
     @contextmanager
     def listen(self, project: str, job_id: str | None = None, *, following: bool = False) -> Iterator[Subscription]:
         subscription = Subscription(following)
+        if following and self._closed:
+            subscription.offer(None)
         group, name = (self._of_projects, project) if job_id is None else (self._of_jobs, job_id)
         group[name].add(subscription)
         try:
@@ -109,12 +113,13 @@ class EventHub:
     async def follow(self, project: str, job_id: str | None, after: int | None) -> AsyncIterator[JobEvent]:
         """Events with ids above `after`, those of the past first; with None, all of a job or only new ones of a project.
 
-        Ends after a job's last event; a project's never ends.
+        Ends after a job's last event, which comes whatever `after` is: ids are given before what they tell of is
+        kept, so that a step may have a higher one than the end that was told after it. A project's never ends.
         """
         with self.listen(project, job_id, following=True) as live:
-            seen = after if after is not None else 0
+            seen: set[int] = set()
             for event in await self._past(project, job_id, after):
-                seen = event.id
+                seen.add(event.id)
                 yield event
                 if job_id is not None and event.type in LAST:
                     return
@@ -122,7 +127,7 @@ class EventHub:
                 latest = await live.next()
                 if latest is None:
                     return
-                if latest.id <= seen:
+                if latest.id in seen:
                     continue
                 yield latest
                 if job_id is not None and latest.type in LAST:
@@ -133,10 +138,11 @@ class EventHub:
             return []
         since = after or 0
         async with self._database.read() as connection:
-            kept = await jobs.events_after(connection, project, since, job_id)
+            kept = await jobs.events_after(connection, project, since if job_id is None else 0, job_id)
         recent = [
             event
             for event in self._recent
             if event.id > since and event.project == project and job_id in (None, event.job_id)
         ]
-        return sorted([*kept, *recent], key=lambda event: event.id)
+        kept = [event for event in kept if event.id > since or event.type in LAST]
+        return sorted([*kept, *recent], key=lambda event: (event.type in LAST and job_id is not None, event.id))

@@ -19,7 +19,7 @@ from kleinbild.gateway.flow import durable
 from kleinbild.gateway.flow.admit import Admission
 from kleinbild.gateway.flow.authenticate import Authenticator
 from kleinbild.gateway.pulse import Pulse
-from kleinbild.gateway.secrets import load_secrets
+from kleinbild.gateway.secrets import load_secrets_of
 from kleinbild.gateway.services import Services
 from kleinbild.gateway.settings import EngineSettings, LimitSettings, Settings
 from kleinbild.providers.local import LocalProvider
@@ -27,6 +27,7 @@ from kleinbild.safety.fetch import Fetcher, FetchLimits, Reach
 from kleinbild.storage import jobs
 from kleinbild.storage.blobs import open_blobs
 from kleinbild.storage.database import open_database
+from kleinbild.storage.ownership import owned
 from kleinbild.storage.retention import sweep
 
 SWEEP_SECONDS = 600.0
@@ -42,14 +43,15 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     data = settings.data
     async with AsyncExitStack() as stack:
         stack.enter_context(own(data))
-        secrets = load_secrets(data)
         database = await open_database(settings.database_url)
         stack.push_async_callback(database.close)
+        await stack.enter_async_context(owned(database))
+        async with database.read() as connection:
+            secrets = await load_secrets_of(connection, data)
+            last_event = await jobs.last_event_id(connection)
         blobs = open_blobs(database, settings.storage.blobs_url or data / "blobs")
         provider = LocalProvider(settings.engine.models, _engines(settings.engine))
         stack.push_async_callback(provider.close)
-        async with database.read() as connection:
-            last_event = await jobs.last_event_id(connection)
         services = Services(
             settings=settings,
             database=database,
@@ -60,7 +62,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             hub=EventHub(database, last_event),
             admission=Admission(settings.limits.max_queue, settings.limits.callers),
             provider=provider,
-            fetcher=Fetcher(_reach(settings.limits), _fetch_limits(settings.limits)),
+            fetcher=Fetcher(*fetching(settings.limits)),
             pulse=Pulse(),
         )
         await durable.launch(services, data)
@@ -90,6 +92,12 @@ def own(data: Path) -> Iterator[None]:
         yield
 
 
+def fetching(settings: LimitSettings) -> tuple[Reach, FetchLimits]:
+    """Where pictures may be fetched from and webhooks be told, and how much of a picture, in what time."""
+    reach = Reach(settings.allowed_networks, frozenset(settings.allowed_ports))
+    return reach, FetchLimits(max_bytes=int(settings.max_image_mb * 1e6), seconds=settings.fetch_seconds)
+
+
 async def _sweep(services: Services) -> None:
     """Removes what has outlived its time, every ten minutes."""
     while True:
@@ -111,11 +119,3 @@ def _engines(settings: EngineSettings) -> Callable[[str], RemoteEngine]:
         compile=settings.compile,
         nice=NICE,
     )
-
-
-def _reach(settings: LimitSettings) -> Reach:
-    return Reach(settings.allowed_networks, frozenset(settings.allowed_ports))
-
-
-def _fetch_limits(settings: LimitSettings) -> FetchLimits:
-    return FetchLimits(max_bytes=int(settings.max_image_mb * 1e6), seconds=settings.fetch_seconds)

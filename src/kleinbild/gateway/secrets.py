@@ -12,8 +12,10 @@ from typing import Literal
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kleinbild.core.errors import RequestError
+from kleinbild.storage import keys, webhooks
 
 Purpose = Literal["api keys", "signed urls", "webhook secrets"]
 NUM_BYTES = 32
@@ -40,6 +42,17 @@ def load_secrets(data: Path, given: str | None = None) -> Secrets:
         _create(path)
     _refuse_if_others_may_read(path)
     return Secrets(_read(path.read_text(), str(path)))
+
+
+async def load_secrets_of(connection: AsyncConnection, data: Path) -> Secrets:
+    """As `load_secrets`, of the server whose database that is. Raises RequestError where its secret was lost: with a new
+    one, all of its keys would be refused, and no secret of a webhook could be read."""
+    if not (data / FILE).exists() and (await keys.any_exist(connection) or await webhooks.any_exist(connection)):
+        raise RequestError(
+            f"the keys and webhooks in the database are of a server whose secret is not in {data}",
+            f"run this where the server's data are, or copy the file {FILE} from there or from a backup",
+        )
+    return load_secrets(data)
 
 
 def _create(path: Path) -> None:

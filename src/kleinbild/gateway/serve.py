@@ -18,7 +18,7 @@ from kleinbild.client import running
 from kleinbild.core.errors import KleinbildError, RequestError
 from kleinbild.core.heap import give_back_freed_memory
 from kleinbild.gateway.app import create_app
-from kleinbild.gateway.lifespan import open_services
+from kleinbild.gateway.lifespan import fetching, open_services
 from kleinbild.gateway.services import Services
 from kleinbild.gateway.settings import Configuration, ConfigurationError, Settings
 
@@ -122,6 +122,7 @@ def apply(new: Settings, old: Settings, services: Services | None) -> None:
     services.settings = new
     services.media.seconds = new.storage.url_minutes * 60
     services.admission.set_limits(new.limits.max_queue, new.limits.callers)
+    services.fetcher.set_limits(*fetching(new.limits))
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

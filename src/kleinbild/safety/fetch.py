@@ -119,12 +119,12 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
     """Sends a request to a checked address of its host. Raises DestinationError where there is no such address."""
 
     def __init__(self, reach: Reach, resolver: Resolver, transport: httpx2.AsyncBaseTransport) -> None:
-        self._reach = reach
+        self.reach = reach
         self._resolve = resolver
         self._transport = transport
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        url = check_url(str(request.url), self._reach.ports)
+        url = check_url(str(request.url), self.reach.ports)
         addresses = await self._addresses(url)
         for address in addresses[:-1]:
             try:
@@ -141,7 +141,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         literal = parse_address(host)
         found = [str(literal)] if literal else await self._look_up(host, _port(url))
         addresses = [parse_address(text) for text in found]
-        checked = [address for address in addresses if address and may_reach(address, self._reach.networks)]
+        checked = [address for address in addresses if address and may_reach(address, self.reach.networks)]
         if not checked or len(checked) < len(addresses):
             # One sentence for all reasons: which internal names exist is nobody's business.
             raise DestinationError(f"{url.host} does not lead to the public internet", "give a public URL")
@@ -178,22 +178,25 @@ class Fetcher:
         resolver: Resolver = resolve,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        self._reach = reach
         self._limits = limits
         self._transport = GuardedTransport(reach, resolver, transport or connections())
 
+    def set_limits(self, reach: Reach, limits: FetchLimits) -> None:
+        """For what is asked for from now on; what is under way goes on as it began."""
+        self._transport.reach, self._limits = reach, limits
+
     def check(self, url: str) -> None:
         """Raises DestinationError for a URL that is refused without a look-up: what can be said at registration."""
-        check_url(url, self._reach.ports)
+        check_url(url, self._transport.reach.ports)
 
     async def fetch(self, url: str) -> anyio.SpooledTemporaryFile[bytes]:
         """The file at `url`, at its beginning; the caller closes it. Raises DestinationError or FetchError."""
-        request = self._request("GET", url, {"accept": "image/*"}, b"")
-        file = anyio.SpooledTemporaryFile(max_size=self._limits.spool_bytes)
+        request, limits = self._request("GET", url, {"accept": "image/*"}, b""), self._limits
+        file = anyio.SpooledTemporaryFile(max_size=limits.spool_bytes)
         try:
-            async with self._exchange(request, self._limits.seconds) as response:
-                _check_answer(response, self._limits)
-                await self._spool(response, file)
+            async with self._exchange(request, limits.seconds) as response:
+                _check_answer(response, limits)
+                await _spool(response, file, limits)
             await file.seek(0)
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -214,7 +217,7 @@ class Fetcher:
         plain = {"user-agent": f"kleinbild/{__version__}", "accept-encoding": "identity", **headers}
         return httpx2.Request(
             method,
-            check_url(url, self._reach.ports),
+            check_url(url, self._transport.reach.ports),
             headers=plain,
             content=body,
             extensions={"timeout": {"connect": _CONNECT_SECONDS}},
@@ -230,13 +233,14 @@ class Fetcher:
             finally:
                 await response.aclose()
 
-    async def _spool(self, response: httpx2.Response, file: anyio.SpooledTemporaryFile[bytes]) -> None:
-        num_bytes = 0
-        async for chunk in response.aiter_raw():
-            num_bytes += len(chunk)
-            if num_bytes > self._limits.max_bytes:
-                raise _too_large(self._limits)
-            await file.write(chunk)
+
+async def _spool(response: httpx2.Response, file: anyio.SpooledTemporaryFile[bytes], limits: FetchLimits) -> None:
+    num_bytes = 0
+    async for chunk in response.aiter_raw():
+        num_bytes += len(chunk)
+        if num_bytes > limits.max_bytes:
+            raise _too_large(limits)
+        await file.write(chunk)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
-from sqlalchemy import ColumnElement, RowMapping, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, RowMapping, delete, exists, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kleinbild.storage.dialects import insert_into
@@ -74,6 +74,10 @@ async def of_project(connection: AsyncConnection, project: str) -> list[Endpoint
 async def count(connection: AsyncConnection, project: str) -> int:
     query = select(func.count()).select_from(webhooks).where(webhooks.c.project == project)
     return int((await connection.execute(query)).scalar_one())
+
+
+async def any_exist(connection: AsyncConnection) -> bool:
+    return bool((await connection.execute(select(exists().select_from(webhooks)))).scalar())
 
 
 async def remove(connection: AsyncConnection, webhook_id: str, project: str) -> bool:

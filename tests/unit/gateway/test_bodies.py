@@ -55,7 +55,7 @@ def application(max_bytes=MAX_BYTES, limits=LIMITS, handled=True):
     routes.append(Route("/unread", unread, methods=["POST"]))
     app = Starlette(routes=routes, exception_handlers={BodyError: in_words} if handled else {})
     app.state.limits = limits
-    return app, LimitBody(app, max_bytes)
+    return app, LimitBody(app, lambda: max_bytes)
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ async def test_a_refusal_does_not_wait_for_more_than_there_is():
         messages.append(message)
 
     with anyio.fail_after(1):
-        await LimitBody(app, 10)({"type": "http", "headers": []}, receive, send)
+        await LimitBody(app, lambda: 10)({"type": "http", "headers": []}, receive, send)
     assert messages[0]["status"] == 413
     assert messages[-1] == {"type": "http.response.body", "body": b""}
 
@@ -254,7 +254,7 @@ async def test_an_answer_that_has_begun_is_not_answered_again():
         messages.append(message)
 
     with pytest.raises(BodyError):
-        await LimitBody(app, 10)({"type": "http", "headers": []}, receive, send)
+        await LimitBody(app, lambda: 10)({"type": "http", "headers": []}, receive, send)
     assert [message["type"] for message in messages] == ["http.response.start"]
 
 

@@ -132,3 +132,34 @@ async def test_progress_is_the_last_that_was_told_until_the_end(database: Databa
     assert hub.progress(one.id) == {"position": None, "image_index": 1, "step": 2, "num_steps": 4}
     hub.publish(hub.new(one, "job.cancelled"), recorded=True)
     assert hub.progress(one.id) == NO_PROGRESS
+
+
+async def test_the_end_comes_though_a_step_was_told_between_its_id_and_its_keeping(database: Database) -> None:
+    hub, one = EventHub(database), await job(database)
+    end = hub.new(one, "job.cancelled")
+    step = hub.new(one, "job.step", step=1)
+    hub.publish(step, recorded=False)
+    live = hub.follow("p", one.id, None)
+    assert await taken(live, 1) == ["job.step"]
+    async with database.write() as connection:
+        await hub.record(connection, end)
+    hub.publish(end, recorded=True)
+    async with asyncio.timeout(5):
+        assert [event.type async for event in live] == ["job.cancelled"]
+        assert [event.type async for event in hub.follow("p", one.id, step.id)] == ["job.cancelled"]
+        assert [event.type async for event in hub.follow("p", one.id, None)] == ["job.step", "job.cancelled"]
+
+
+async def test_whoever_has_seen_the_end_and_comes_back_does_not_wait_for_ever(database: Database) -> None:
+    hub, one = EventHub(database), await job(database)
+    end = await recorded(database, hub, one, "job.completed")
+    async with asyncio.timeout(5):
+        assert [event.type async for event in hub.follow("p", one.id, end.id)] == ["job.completed"]
+        assert [event.type async for event in hub.follow("p", one.id, end.id + 10)] == ["job.completed"]
+
+
+async def test_a_stream_that_begins_while_the_server_stops_ends_too(database: Database) -> None:
+    hub, one = EventHub(database), await job(database)
+    hub.close()
+    async with asyncio.timeout(5):
+        assert [event.type async for event in hub.follow("p", one.id, None)] == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
@@ -56,8 +55,9 @@ async def create(request: Request, caller: Making) -> Response:
     wanted = _read(await read_json(request))
     pictures = await _pictures(services, caller, wanted)
     await _require_webhook(services, caller, wanted.webhook)
-    order = order_for(request, services, caller, wanted.input, pictures)
-    order = replace(order, metadata={**(order.metadata or {}), **wanted.metadata}, webhook=wanted.webhook)
+    order = order_for(
+        request, services, caller, wanted.input, pictures, metadata=wanted.metadata, webhook=wanted.webhook
+    )
     submission = await submit(services, order)
     body = answers.job_object(services, submission.job, base_url(request))
     location = {"Location": f"/v1/jobs/{submission.job.id}"}

@@ -143,10 +143,21 @@ async def make(request: Request, caller: Caller, wanted: Wanted, pictures: Pictu
     return Response(to_json(body), headers=headers(services, caller, submission), media_type="application/json")
 
 
-def order_for(request: Request, services: Services, caller: Caller, wanted: Wanted, pictures: Pictures) -> Order:
+def order_for(
+    request: Request,
+    services: Services,
+    caller: Caller,
+    wanted: Wanted,
+    pictures: Pictures,
+    *,
+    metadata: dict[str, str] | None = None,
+    webhook: str | None = None,
+) -> Order:
     model = model_for(wanted, services.provider.models)
     require_model(caller, model)
     work, warnings = work_for(wanted, pictures, services.provider.capabilities(model))
+    about = {**({"user": wanted.user} if wanted.user else {}), **(metadata or {})}
+    answer = (wanted.stream, wanted.response_format)
     return Order(
         job_id=new_id("job"),
         caller=caller,
@@ -154,9 +165,10 @@ def order_for(request: Request, services: Services, caller: Caller, wanted: Want
         warnings=warnings,
         key=request.headers.get("idempotency-key"),
         fingerprint=fingerprint(
-            request.url.path, work, wanted.stream, wanted.response_format, seed_drawn=wanted.seed is None
+            request.url.path, work, *answer, sorted(about.items()), webhook, seed_drawn=wanted.seed is None
         ),
-        metadata={"user": wanted.user} if wanted.user else None,
+        metadata=about or None,
+        webhook=webhook,
     )
 
 

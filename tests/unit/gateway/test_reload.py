@@ -1,0 +1,51 @@
+"""Settings that are read again: what may change holds from then on, everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from kleinbild.core.errors import DestinationError
+from kleinbild.gateway.app import create_app
+from kleinbild.gateway.lifespan import open_services
+from kleinbild.gateway.serve import apply
+from kleinbild.gateway.settings import Settings
+from tests.receiver import receiving
+
+pytestmark = pytest.mark.anyio
+
+
+def settings(data: Path, **limits: Any) -> Settings:
+    return Settings.model_validate({"server": {"data": data}, "limits": limits})
+
+
+async def test_where_and_how_much_is_fetched_follows_the_settings(tmp_path: Path) -> None:
+    before = settings(tmp_path)
+    with receiving() as receiver:
+        async with open_services(before) as services:
+            url = receiver.url("/there")
+            with pytest.raises(DestinationError):
+                await services.fetcher.post(url, b"", {})
+            after = settings(tmp_path, allowed_networks=["127.0.0.0/8"], allowed_ports=[receiver.port], max_image_mb=2)
+            apply(after, before, services)
+            assert await services.fetcher.post(url, b"", {}) == 204
+            assert services.fetcher._limits.max_bytes == 2_000_000
+            apply(before, before, services)
+            with pytest.raises(DestinationError):
+                await services.fetcher.post(url, b"", {})
+
+
+async def test_the_size_of_a_body_follows_the_settings(tmp_path: Path) -> None:
+    before = settings(tmp_path)
+    app = create_app(before)
+    async with open_services(before) as services:
+        app.state.services = services
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            large = {"prompt": "a" * 10_000}
+            assert (await client.post("/v1/jobs", json=large)).status_code == 400
+            apply(settings(tmp_path, max_body_mb=0.005), before, services)
+            assert (await client.post("/v1/jobs", json=large)).status_code == 413
