@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import anyio
 from pydantic_core import from_json
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -26,6 +27,7 @@ SPOOL_BYTES = 10**6
 
 _LINGER_SECONDS = 5.0
 """How long the rest of a refused body is read."""
+_UTF8 = frozenset({"utf-8", "utf8", "us-ascii"})
 _STRUCTURE = (b",", b":", b"[", b"{")
 _MAX_STRUCTURE = 200_000
 """Commas, colons and brackets in JSON: megabytes of a string are read in milliseconds, of small values in seconds."""
@@ -160,6 +162,7 @@ async def read_form(request: Request, limits: FormLimits = FormLimits()) -> Asyn
     """The fields and files of a multipart body; the files are closed at the end. Raises BodyError."""
     if _media_type(request) != "multipart/form-data":
         raise BodyError("the body is no form", "send Content-Type: multipart/form-data", status=415)
+    _require_utf8(request)
     try:
         form = await _FormParser(request.headers, request.stream(), limits).parse()
     except MultiPartException as error:
@@ -174,6 +177,14 @@ async def read_form(request: Request, limits: FormLimits = FormLimits()) -> Asyn
 
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _require_utf8(request: Request) -> None:
+    """Of Python's many codecs some raise what they like, and some make text that nothing after them can write."""
+    _, parameters = parse_options_header(request.headers["content-type"])
+    charset = parameters.get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in _UTF8:
+        raise BodyError(f"the form's charset is {charset[:40]!r}", "send UTF-8, and no charset", status=415)
 
 
 class _FormParser(MultiPartParser):

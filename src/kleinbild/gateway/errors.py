@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from kleinbild.core import errors
@@ -28,6 +29,7 @@ ErrorType = Literal[
     "permission_error",
     "server_error",
 ]
+CLIENT_CLOSED_REQUEST = 499  # not in the standard; what proxies log for a client that went away
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,11 @@ class ApiError(Exception):
             return cls.of_job(job_error(error))
         code = "request_too_large" if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else "invalid_body"
         return cls(error.status, _sentence(error), code=code, param=error.param)
+
+
+def client_gone() -> ApiError:
+    """Nobody reads it; it is not a bug and not to be logged as one."""
+    return ApiError(CLIENT_CLOSED_REQUEST, "the client went away", code="client_closed_request")
 
 
 def not_found(what: str, name: str) -> ApiError:
@@ -116,6 +123,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(errors.KleinbildError)
     async def known(request: Request, error: errors.KleinbildError) -> JSONResponse:
         return answer(request, ApiError.of(error))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, _: ClientDisconnect) -> JSONResponse:
+        return answer(request, client_gone())
 
     @app.exception_handler(DataError)
     async def unstorable(request: Request, error: DataError) -> JSONResponse:
@@ -183,9 +194,13 @@ def problem(request: Request, error: ApiError) -> dict[str, Any]:
     known = {"param": error.param, "code": error.code}
     return {
         "type": f"urn:kleinbild:error:{error.code or error.type}",
-        "title": HTTPStatus(error.status).phrase,
+        "title": _title(error.status),
         "status": error.status,
         "detail": error.message,
         "instance": request.url.path,
         **{name: value for name, value in known.items() if value is not None},
     }
+
+
+def _title(status: int) -> str:
+    return "Client Closed Request" if status == CLIENT_CLOSED_REQUEST else HTTPStatus(status).phrase

@@ -184,6 +184,20 @@ TOO_LARGE = {
 }
 
 
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "unicode_escape", "utf-7", "latin-1", "nonsense", '""'])
+async def test_a_form_in_anything_but_utf8_is_refused_in_words(client, charset):
+    """Some of Python's codecs raise errors of their own, some give halves of surrogate pairs."""
+    body = part("prompt", rb"\ud800 +2AA-") + part("image", b"x", filename=r"\ud800+2AA-.png") + END
+    headers = {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+    answer = await client.post("/form", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["hint"]) == (415, "send UTF-8, and no charset")
+
+
+async def test_a_form_may_say_that_it_is_utf8(client):
+    headers = {"content-type": "multipart/form-data; boundary=b; charset=UTF-8"}
+    assert (await client.post("/form", content=part("n", b"1") + END, headers=headers)).json() == [["n", None, 1]]
+
+
 @pytest.mark.parametrize("handled", [True, False], ids=["the application has a handler", "it has none"])
 @pytest.mark.parametrize("path", ["/json", "/form"])
 async def test_a_body_beyond_the_limit_is_413_in_openais_shape(path, handled):

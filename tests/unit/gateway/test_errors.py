@@ -1,14 +1,19 @@
-"""Errors that no route makes: a method that a path does not take, a bug."""
+"""Errors that no route makes: a method that a path does not take, a client that goes away, a bug."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import httpx2
 import pytest
+from fastapi import Request
 
 from kleinbild.gateway.app import create_app
+from kleinbild.gateway.bodies import read_form, read_json
+from kleinbild.gateway.errors import client_gone
 from kleinbild.gateway.settings import Settings
+from tests.unit.gateway.serving import serving
 
 pytestmark = pytest.mark.anyio
 
@@ -33,3 +38,43 @@ async def test_a_bug_is_told_by_the_id_under_which_the_log_has_it(caplog: pytest
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
     assert request_id in answer.json()["error"]["message"]
     assert any(request_id in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "multipart/form-data; boundary=b"])
+async def test_a_client_that_breaks_off_its_body_is_no_bug(content_type: str, caplog: pytest.LogCaptureFixture) -> None:
+    app = create_app(Settings())
+    ended = asyncio.Event()
+
+    @app.post("/read")
+    async def read(request: Request) -> None:
+        try:
+            if "json" in content_type:
+                await read_json(request)
+            async with read_form(request):
+                pass
+        finally:
+            ended.set()
+
+    async with serving(app) as url:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        head = f"POST /read HTTP/1.1\r\nhost: x\r\ncontent-type: {content_type}\r\ncontent-length: 100\r\n\r\n--b\r\n"
+        writer.write(head.encode())
+        await writer.drain()
+        writer.close()
+        async with asyncio.timeout(10):
+            await ended.wait()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_a_client_that_has_gone_is_a_problem_too() -> None:
+    """Its status has no phrase in the standard library."""
+    app = create_app(Settings())
+
+    @app.get("/gone")
+    async def gone() -> None:
+        raise client_gone()
+
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answer = await client.get("/gone", headers={"accept": "application/problem+json"})
+    assert (answer.status_code, answer.json()["title"]) == (499, "Client Closed Request")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 
 from kleinbild.core.jobs import FINAL, Job, JobEvent
-from kleinbild.gateway.errors import ApiError
+from kleinbild.gateway.errors import ApiError, client_gone
 from kleinbild.gateway.events import LAST, Subscription
 from kleinbild.gateway.flow.make import cancel
 from kleinbild.storage import idempotency, jobs
@@ -76,7 +76,7 @@ async def ended(request: Request, services: Services, live: Subscription, job: J
         if event.type in LAST:
             return await reload(services, job)
     await abandon(services, job, keep=keep)
-    raise ApiError(499, "the client went away", code="client_closed_request")
+    raise client_gone()
 
 
 async def abandon(services: Services, job: Job, *, keep: bool) -> None:
