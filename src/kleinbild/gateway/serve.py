@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import signal
@@ -58,6 +59,7 @@ class Server(uvicorn.Server):
         """Until it is told to stop. Raises core.errors for what it cannot start with, KeyboardInterrupt after Ctrl-C."""
         allow_many_connections()
         give_back_freed_memory()
+        gc.disable()  # until all is opened
         with ExitStack() as stack:
             listening = sockets or listen(self.settings.server.host, self.settings.server.port)
             for each in listening:
@@ -73,6 +75,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        gc.freeze()  # all this stays: looking through it for garbage would hold requests up, by 80 to 160 ms each time
+        gc.enable()
         with suppress(ValueError, AttributeError):  # not in the main thread, not on this system
             signal.signal(signal.SIGHUP, lambda *_: self.reload())
         url = self.address()
