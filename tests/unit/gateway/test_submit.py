@@ -17,7 +17,6 @@ from kleinbild.gateway.flow import durable, make
 from kleinbild.gateway.lifespan import open_services
 from kleinbild.gateway.services import Services
 from kleinbild.gateway.settings import Settings
-from kleinbild.storage import jobs
 from tests.postgres import Postgres, postgres
 
 pytestmark = pytest.mark.anyio
@@ -129,34 +128,3 @@ async def test_a_cancel_that_comes_too_late_tells_how_the_job_ended(
 
         monkeypatch.setattr(jobs_routes, "cancel", late)
         assert (await client.post(f"/v1/jobs/{job_id}/cancel")).json()["status"] == "completed"
-
-
-async def test_what_ends_while_the_server_starts_holds_no_place_in_the_queue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its pictures were made before the server was killed, so that its end is noted as soon as DBOS is there."""
-    with monkeypatch.context() as killed:
-        reached = asyncio.Event()
-
-        async def never(*arguments):
-            reached.set()
-            await asyncio.Event().wait()
-
-        killed.setattr(make.jobs, "finish", never)
-        async with serving(tmp_path) as (_, client):
-            await client.post("/v1/jobs", json={"task": "image.generate", "input": INPUT})
-            await asyncio.wait_for(reached.wait(), 60)
-    find = jobs.unfinished
-
-    async def slow(connection):
-        found = await find(connection)
-        await asyncio.sleep(1)
-        return found
-
-    monkeypatch.setattr(durable.jobs, "unfinished", slow)
-    async with serving(tmp_path) as (services, client):
-        async with asyncio.timeout(30):
-            while (await client.get("/v1/jobs")).json()["data"][0]["status"] != "completed":  # noqa: ASYNC110 - by HTTP
-                await asyncio.sleep(0.05)
-        await asyncio.sleep(0.2)
-        assert services.admission.num_jobs == 0

@@ -79,6 +79,10 @@ def _persistent(name: str) -> StepOptions:
 
 async def launch(services: Services, data: Path) -> None:
     """Starts DBOS in this process and event loop, and whatever an earlier process left unfinished."""
+    _services.append(services)
+    DBOS(config=_config(services, data))
+    logging.getLogger("dbos").setLevel(logging.WARNING)
+    DBOS.launch()
     async with services.database.read() as connection:
         unfinished = await jobs.unfinished(connection)
         for job_id in unfinished:
@@ -86,10 +90,6 @@ async def launch(services: Services, data: Path) -> None:
             assert job is not None
             services.admission.resume(job.caller, job_id, job.work.n)
         undelivered = await webhooks.undelivered(connection)
-    _services.append(services)
-    DBOS(config=_config(services, data))
-    logging.getLogger("dbos").setLevel(logging.WARNING)
-    DBOS.launch()  # after what is unfinished was counted in: some of it ends at once
     known = await _under_way()
     for job_id in unfinished:
         if job_id not in known:
