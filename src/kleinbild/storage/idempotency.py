@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, delete, insert, select
+from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from kleinbild.storage.dialects import insert_into
 from kleinbild.storage.schema import idempotency
 
 KEPT_SECONDS = 24 * 3600.0
@@ -30,18 +31,20 @@ async def holder(connection: AsyncConnection, caller: str, key: str, now: float)
     return None if row is None else Claim(row.caller, row.key, row.fingerprint, row.job_id)
 
 
-async def take(connection: AsyncConnection, wanted: Claim, now: float) -> None:
-    """Makes `wanted` the claim of its key, which nobody may hold; its job must be there."""
-    await connection.execute(delete(idempotency).where(_same(wanted.caller, wanted.key)))
-    await connection.execute(
-        insert(idempotency).values(
-            caller=wanted.caller,
-            key=wanted.key,
-            fingerprint=wanted.fingerprint,
-            job_id=wanted.job_id,
-            expires_at=now + KEPT_SECONDS,
-        )
+async def take(connection: AsyncConnection, wanted: Claim, now: float) -> bool:
+    """Makes `wanted` the claim of its key; its job must be there. False if the key is held, by a transaction that was
+    quicker for one: PostgreSQL lets both look for a holder before either is."""
+    expired = _same(wanted.caller, wanted.key) & (idempotency.c.expires_at <= now)
+    await connection.execute(delete(idempotency).where(expired))
+    new = insert_into(connection, idempotency).values(
+        caller=wanted.caller,
+        key=wanted.key,
+        fingerprint=wanted.fingerprint,
+        job_id=wanted.job_id,
+        expires_at=now + KEPT_SECONDS,
     )
+    kept = new.on_conflict_do_nothing().returning(idempotency.c.job_id)
+    return (await connection.execute(kept)).first() is not None
 
 
 async def release(connection: AsyncConnection, job_id: str) -> None:

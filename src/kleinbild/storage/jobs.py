@@ -60,6 +60,13 @@ async def unfinished(connection: AsyncConnection) -> list[str]:
     return list((await connection.execute(query)).scalars())
 
 
+async def pictures_of_unfinished(connection: AsyncConnection) -> set[str]:
+    """SHA-256 of what the jobs that have yet to end were given."""
+    query = select(jobs.c.work).where(jobs.c.status.not_in(FINAL))
+    works = [_WORK.validate_python(work) for work in (await connection.execute(query)).scalars()]
+    return {each.sha256 for work in works for each in (*work.references, *((work.mask,) if work.mask else ()))}
+
+
 async def start(connection: AsyncConnection, job_id: str, now: float) -> Job | None:
     """The job, running from now on; None if it has ended. One that was interrupted starts again."""
     changed = await connection.execute(

@@ -98,9 +98,9 @@ async def one(request: Request, job_id: str, caller: Asking) -> Response:
 async def cancelling(request: Request, job_id: str, caller: Making) -> Response:
     """Ends a job; what it holds is free within one step. A job that has ended stays as it is."""
     services = services_of(request)
-    job = await _find(services, caller, job_id)
-    cancelled = await cancel(services, job_id)
-    return JSONResponse(answers.job_object(services, cancelled or job, base_url(request)))
+    await _find(services, caller, job_id)
+    cancelled = await cancel(services, job_id) or await _find(services, caller, job_id)  # as it has ended meanwhile
+    return JSONResponse(answers.job_object(services, cancelled, base_url(request)))
 
 
 @router.get("/jobs/{job_id}/events", responses={200: {"content": EVENT_STREAM, "description": "events"}, **ERRORS})

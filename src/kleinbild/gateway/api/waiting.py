@@ -13,7 +13,7 @@ from kleinbild.core.jobs import FINAL, Job, JobEvent
 from kleinbild.gateway.errors import ApiError, client_gone
 from kleinbild.gateway.events import LAST, Subscription
 from kleinbild.gateway.flow.make import cancel
-from kleinbild.storage import idempotency, jobs
+from kleinbild.storage import jobs
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
@@ -93,10 +93,7 @@ async def abandon(services: Services, job: Job, *, keep: bool) -> None:
 
 
 async def _end(services: Services, job_id: str) -> None:
-    if await cancel(services, job_id) is None:
-        return
-    async with services.database.write() as connection:
-        await idempotency.release(connection, job_id)
+    await cancel(services, job_id, release=True)
 
 
 async def reload(services: Services, job: Job) -> Job:

@@ -19,7 +19,7 @@ from kleinbild.core.tokens import NO_TOKENS
 from kleinbild.gateway.errors import job_error
 from kleinbild.gateway.flow import notify
 from kleinbild.providers.base import Inputs, Progress, Waiting
-from kleinbild.storage import jobs
+from kleinbild.storage import idempotency, jobs
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
@@ -56,13 +56,15 @@ async def _outcome(task: asyncio.Task[Outcome], job_id: str) -> Outcome:
     return Outcome("failed", error=JobError("an unexpected error; the server's log has it under the job's id"))
 
 
-async def finish(services: Services, job_id: str, outcome: Outcome) -> Job | None:
-    """Ends the job and tells everybody, unless it had ended before."""
+async def finish(services: Services, job_id: str, outcome: Outcome, *, release: bool = False) -> Job | None:
+    """Ends the job and tells everybody, unless it had ended before. `release` frees its idempotency key, too."""
     now = time.time()
     async with services.database.write() as connection:
         job = await jobs.finish(connection, job_id, outcome, now)
         event = job and await services.hub.record(connection, services.hub.new(job, f"job.{outcome.status}"))
         delivery = job and await notify.record(connection, job, now)
+        if job and release:
+            await idempotency.release(connection, job_id)
     timings = outcome.timings
     seconds = sum(timings.values()) - timings.get("queue", 0.0) if timings else None
     services.admission.ended(job_id, seconds / len(outcome.pictures) if seconds and outcome.pictures else None)
@@ -73,9 +75,9 @@ async def finish(services: Services, job_id: str, outcome: Outcome) -> Job | Non
     return job
 
 
-async def cancel(services: Services, job_id: str) -> Job | None:
+async def cancel(services: Services, job_id: str, *, release: bool = False) -> Job | None:
     """Ends the job as cancelled and frees what it holds within a step; None if it had ended before."""
-    job = await finish(services, job_id, Outcome("cancelled"))
+    job = await finish(services, job_id, Outcome("cancelled"), release=release)
     if task := services.running.get(job_id):
         task.cancel()
     return job

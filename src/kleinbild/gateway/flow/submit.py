@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kleinbild.core.callers import Caller
-from kleinbild.core.jobs import ImageWork, Job, PictureRef
+from kleinbild.core.jobs import ImageWork, Job, JobError, Outcome, PictureRef
 from kleinbild.gateway.errors import ApiError
 from kleinbild.gateway.flow import durable
-from kleinbild.gateway.flow.make import load_inputs
+from kleinbild.gateway.flow.make import finish, load_inputs
 from kleinbild.storage import idempotency, jobs, webhooks
 from kleinbild.storage.idempotency import Claim
 from kleinbild.storage.webhooks import BflWebhook
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
 
 MAX_KEY = 255
+_keeping: set[asyncio.Task[Submission]] = set()  # the event loop itself does not hold on to its tasks
+
+
+NOT_BEGUN = Outcome("failed", error=JobError("it could not be begun; ask for it again"))
+
+
+class _QuickerError(Exception):
+    """Another request with the same idempotency key has been kept since this one looked for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +78,10 @@ async def submit(services: Services, order: Order) -> Submission:
     )
     position = services.admission.num_jobs
     services.admission.admit(order.caller, job.id, order.work.n)
-    try:
-        known = await _add(services, order, job, position)
-    except BaseException:
-        services.admission.ended(job.id)
-        raise
-    if known is not None:  # somebody was quicker with the same key
-        services.admission.ended(job.id)
-        return Submission(known, replayed=True)
-    await durable.start(job.id)
-    return Submission(job, replayed=False)
+    keeping = asyncio.create_task(_keep(services, order, job, position))
+    _keeping.add(keeping)
+    keeping.add_done_callback(_keeping.discard)
+    return await asyncio.shield(keeping)  # a request that is cancelled leaves no job that nobody makes
 
 
 def fingerprint(route: str, work: ImageWork, *more: object, seed_drawn: bool) -> str:
@@ -102,8 +104,33 @@ async def _known(services: Services, order: Order) -> Job | None:
         return None if held is None else _same(held, order, await jobs.find(connection, held.job_id))
 
 
+async def _keep(services: Services, order: Order, job: Job, position: int) -> Submission:
+    try:
+        known = await _add(services, order, job, position)
+    except BaseException:
+        services.admission.ended(job.id)
+        raise
+    if known is not None:  # somebody was quicker with the same key
+        services.admission.ended(job.id)
+        return Submission(known, replayed=True)
+    try:
+        await durable.start(job.id)
+    except Exception:
+        await finish(services, job.id, NOT_BEGUN, release=True)
+        raise
+    return Submission(job, replayed=False)
+
+
 async def _add(services: Services, order: Order, job: Job, position: int) -> Job | None:
     """Keeps the job; or gives the one back that holds the order's key."""
+    try:
+        return await _add_once(services, order, job, position)
+    except _QuickerError:
+        return await _add_once(services, order, job, position)
+
+
+async def _add_once(services: Services, order: Order, job: Job, position: int) -> Job | None:
+    """Raises _QuickerError."""
     async with services.database.write() as connection:
         if order.key is not None:
             now = time.time()
@@ -113,7 +140,9 @@ async def _add(services: Services, order: Order, job: Job, position: int) -> Job
         if order.bfl is not None:
             await webhooks.add_bfl(connection, order.bfl)
         if order.key is not None:
-            await idempotency.take(connection, Claim(order.caller.id, order.key, order.fingerprint, job.id), now)
+            claim = Claim(order.caller.id, order.key, order.fingerprint, job.id)
+            if not await idempotency.take(connection, claim, now):
+                raise _QuickerError
         queued = await services.hub.record(connection, services.hub.new(job, "job.queued", position=position))
     services.hub.publish(queued, recorded=True)
     return None
