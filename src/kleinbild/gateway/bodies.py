@@ -44,6 +44,7 @@ class BodyError(RequestError):
 
 @dataclass(frozen=True)
 class FormLimits:
+    file_field: str = "image"
     max_files: int = 17  # 16 images and a mask
     max_file_bytes: int = 50 * 10**6
     max_fields: int = 64
@@ -165,6 +166,9 @@ async def read_form(request: Request, limits: FormLimits = FormLimits()) -> Asyn
     try:
         form = await _FormParser(request.headers, request.stream(), limits).parse()
     except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            many = f"the form holds more than {limits.max_files} files"
+            raise BodyError(many, "send fewer", param=limits.file_field) from error
         raise BodyError(
             f"the form cannot be read: {error.message}", "check its parts, and how many they are"
         ) from error

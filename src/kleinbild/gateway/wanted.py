@@ -154,7 +154,7 @@ def read(kind: type[Body], values: Any, *, form: bool = False) -> Body:
     try:
         return kind.model_validate(without_nulls(values), context=FORM if form else None)
     except ValidationError as error:
-        raise of_validation(error.errors()) from error
+        raise of_validation(error.errors(), kind.model_fields) from error
 
 
 def without_nulls(values: Any) -> Any:

@@ -141,7 +141,7 @@ END = b"--b--\r\n"
     ("body", "status", "words"),
     [
         (part("image", b"x" * 100_001, filename="fox.png") + END, 413, "fox.png is larger than 0.1 MB"),
-        (part("image", b"x", filename="a") * 3 + END, 400, "Too many files"),
+        (part("image", b"x", filename="a") * 3 + END, 400, "more than 2 files"),
         (part("n", b"1") * 4 + END, 400, "Too many fields"),
         (part("prompt", b"x" * 1001) + END, 400, "Part exceeded maximum size"),
         (part("n", b"1", *[f"x-{i}: y" for i in range(50)]) + END, 400, "cannot be read"),
