@@ -51,6 +51,18 @@ def test_a_mask_in_a_form_is_named(server: Server) -> None:
     assert refusal(server, "/v1/images/edits", files=files, data={"prompt": EDIT})[0] == "mask"
 
 
+def test_nothing_large_is_kept_in_the_database(server: Server) -> None:
+    long = "A" * 10_000
+    picture = GOOD.replace(";base64", f";name={long}end.png;base64")
+    job = {"task": "image.edit", "input": {"prompt": EDIT, "images": [picture]}}
+    answer = server.ask("POST", "/v1/jobs", json=job)
+    name = answer.json()["input"]["references"][0]["name"]
+    assert (len(name), name[-7:]) == (255, "end.png")
+    named = refusal(server, "/v1/images/generations", json={"prompt": EDIT, "model": f"gpt-image-{long}"})[0]
+    assert named == "model"
+    refusal(server, "/v1/jobs", json={**job, "metadata": {long: "x"}})
+
+
 @pytest.mark.parametrize(
     ("names", "param"),
     [(["image"] * 17, "image"), (["image"] * 40, "image"), (["image", "mask", "mask"], "mask")],

@@ -29,7 +29,8 @@ def create_app(settings: Settings) -> FastAPI:
     """The routes. Who runs it puts `gateway.services.Services` into `app.state.services` before the first request."""
     app = FastAPI(title="Kleinbild", version=kleinbild.__version__, redoc_url=None)
     errors.install(app)
-    app.add_middleware(LimitBody, max_bytes=int(settings.limits.max_body_mb * 1e6))
+    max_bytes = int(settings.limits.max_body_mb * 1e6)
+    app.add_middleware(LimitBody, max_bytes=max_bytes, max_other_bytes=max_bytes // 10)
     app.add_middleware(Tracing)
     for router in ROUTERS:
         app.include_router(router)

@@ -52,26 +52,31 @@ class FormLimits:
 
 
 class LimitBody:
-    """ASGI middleware: answers 413 to a body of more than `max_bytes`, as soon as its header or its bytes say so.
+    """ASGI middleware: answers 413 to a body of more than `max_bytes`, as soon as its header or its bytes say so. What is
+    no form may have `max_other_bytes` (None: as many): it is read into memory whole.
 
     The answer is sent from here, whatever the application makes of the BodyError that its reading ends with.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_other_bytes: int | None = None) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_other_bytes = max_bytes if max_other_bytes is None else max_other_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
-            await _refuse(receive, send, self._too_large(), is_sending=True)
+        headers = Headers(scope=scope)
+        is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        max_bytes = self._max_bytes if is_form else self._max_other_bytes
+        declared = headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > max_bytes:
+            await _refuse(receive, send, _too_large(max_bytes), is_sending=True)
             return
-        await self._count(scope, receive, send)
+        await self._count(scope, receive, send, max_bytes)
 
-    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _count(self, scope: Scope, receive: Receive, send: Send, max_bytes: int) -> None:
         num_bytes = 0
         started = refused = False
 
@@ -79,9 +84,9 @@ class LimitBody:
             nonlocal num_bytes, refused
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes <= self._max_bytes:
+            if num_bytes <= max_bytes:
                 return message
-            error = self._too_large()
+            error = _too_large(max_bytes)
             if not (started or refused):
                 refused = True
                 await _refuse(receive, send, error, is_sending=message.get("more_body", False))
@@ -99,12 +104,13 @@ class LimitBody:
             if not refused:
                 raise
 
-    def _too_large(self) -> BodyError:
-        return BodyError(
-            f"the request's body is larger than {self._max_bytes / 1e6:g} MB",
-            "send fewer or smaller pictures, or URLs of them",
-            status=413,
-        )
+
+def _too_large(max_bytes: int) -> BodyError:
+    return BodyError(
+        f"the request's body is larger than {max_bytes / 1e6:g} MB",
+        "send fewer or smaller pictures, or URLs of them",
+        status=413,
+    )
 
 
 async def _refuse(receive: Receive, send: Send, error: BodyError, *, is_sending: bool) -> None:

@@ -234,6 +234,22 @@ async def test_a_body_at_the_limit_is_taken(client):
     assert (await client.post("/json", content=sent([body, b" "]), headers=JSON)).status_code == 413
 
 
+async def test_what_is_no_form_may_have_a_limit_of_its_own():
+    """It is read into memory whole, whatever it says that it is."""
+    app, _ = application()
+    async with serving(LimitBody(app, MAX_BYTES, 1000)) as url, httpx2.AsyncClient(base_url=url) as client:
+        body = b'{"a":"' + b"x" * 1000 + b'"}'
+        for content, content_type in (
+            (body, "application/json"),
+            (sent([body]), "application/json"),
+            (body, "text/plain"),
+        ):
+            answer = await client.post("/json", content=content, headers={"content-type": content_type})
+            assert (answer.status_code, "larger than 0.001 MB" in answer.text) == (413, True)
+        form = part("image", b"x" * 2000, filename="a") + END
+        assert (await client.post("/form", content=form, headers=FORM)).status_code == 200
+
+
 async def test_a_refusal_does_not_wait_for_more_than_there_is():
     messages = []
 

@@ -46,7 +46,9 @@ class WantedJob(BaseModel):
     task: Task
     input: Annotated[WantedEdit, BeforeValidator(without_nulls)]
     webhook: str | None = None
-    metadata: dict[str, Annotated[str, Field(max_length=512)]] = Field(default_factory=dict, max_length=16)
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
+        default_factory=dict, max_length=16
+    )
 
 
 @router.post("/jobs", **documented(WantedJob, JobObject, form=False, status=202, stream=False))

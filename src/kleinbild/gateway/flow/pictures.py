@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
 
 HOUR = 3600.0
+MAX_NAME = 255  # characters that are kept, from the end: a data URL can hold a name of megabytes
 
 
 async def take_file(services: Services, upload: UploadFile, field: str) -> PictureRef:
@@ -89,7 +90,7 @@ async def _keep(services: Services, file: bytes, name: str) -> PictureRef:
     media_type = MEDIA_TYPES["jpeg" if sniff(cleaned) == "JPEG" else "png"]
     original, _ = await asyncio.to_thread(measured, file)
     expires_at = time.time() + settings.storage.upload_hours * HOUR
-    return PictureRef(await services.blobs.put(cleaned, media_type, expires_at), name, original)
+    return PictureRef(await services.blobs.put(cleaned, media_type, expires_at), name[-MAX_NAME:], original)
 
 
 def _data_of(url: str) -> tuple[bytes, str]:
