@@ -63,6 +63,17 @@ def test_nothing_large_is_kept_in_the_database(server: Server) -> None:
     refusal(server, "/v1/jobs", json={**job, "metadata": {long: "x"}})
 
 
+@pytest.mark.parametrize("more", [{"metadata": {"order": "2"}}, {"input": {"prompt": EDIT, "n": 2}}, {"metadata": {}}])
+def test_another_job_with_the_same_key_is_refused(server: Server, more: dict[str, Any]) -> None:
+    """Else a caller would be given a job that carries another order's metadata."""
+    headers = {"Idempotency-Key": f"refusals {more}"}
+    job = {"task": "image.generate", "input": {"prompt": "a red apple"}, "metadata": {"order": "1"}}
+    first, again = (server.ask("POST", "/v1/jobs", json=job, headers=headers) for _ in range(2))
+    assert (first.status_code, again.status_code, first.json()["id"]) == (202, 202, again.json()["id"])
+    named = refusal(server, "/v1/jobs", 422, json={**job, **more}, headers=headers)[0]
+    assert named == "Idempotency-Key"
+
+
 @pytest.mark.parametrize(
     ("names", "param"),
     [(["image"] * 17, "image"), (["image"] * 40, "image"), (["image", "mask", "mask"], "mask")],

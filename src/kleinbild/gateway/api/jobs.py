@@ -22,7 +22,7 @@ from kleinbild.gateway.events import LAST, LaggardError
 from kleinbild.gateway.flow.authenticate import Asking, Making
 from kleinbild.gateway.flow.make import cancel
 from kleinbild.gateway.flow.pictures import take_source, take_sources
-from kleinbild.gateway.flow.submit import submit
+from kleinbild.gateway.flow.submit import fingerprint, submit
 from kleinbild.gateway.services import services_of
 from kleinbild.gateway.urls import base_url
 from kleinbild.gateway.wanted import Pictures, WantedEdit, null_is_absent, without_nulls
@@ -59,7 +59,11 @@ async def create(request: Request, caller: Making) -> Response:
     pictures = await _pictures(services, caller, wanted)
     await _require_webhook(services, caller, wanted.webhook)
     order = order_for(request, services, caller, wanted.input, pictures)
-    order = replace(order, metadata={**(order.metadata or {}), **wanted.metadata}, webhook=wanted.webhook)
+    metadata = {**(order.metadata or {}), **wanted.metadata}
+    told = fingerprint(
+        request.url.path, order.work, wanted.webhook, sorted(metadata.items()), seed_drawn=wanted.input.seed is None
+    )
+    order = replace(order, fingerprint=told, metadata=metadata, webhook=wanted.webhook)
     submission = await submit(services, order)
     body = answers.job_object(services, submission.job, base_url(request))
     location = {"Location": f"/v1/jobs/{submission.job.id}"}
