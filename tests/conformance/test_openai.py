@@ -235,7 +235,7 @@ class TestErrors:
             ({"prompt": PROMPT, "size": "huge"}, "size", "invalid_value"),
             ({"prompt": PROMPT, "output_format": "gif"}, "output_format", "invalid_value"),
             ({"prompt": PROMPT, "extra_body": {"sede": 7}}, "sede", "unknown_parameter"),
-            ({"prompt": PROMPT, "extra_body": {"references": ["ftp://a/b"]}}, None, "invalid_image_url"),
+            ({"prompt": PROMPT, "extra_body": {"references": ["ftp://a/b"]}}, "references.0", "invalid_image_url"),
         ],
     )
     def test_bad_request(self, client: OpenAI, fields: dict[str, Any], param: str | None, code: str) -> None:

@@ -24,6 +24,8 @@ class Caller:
     """`id` is the key's ("local" where none is needed). Jobs, files and webhooks belong to the caller's `project`.
 
     `models` and `routes` are what he may use; None allows all. A route is a prefix of the path, such as `/v1/images`.
+    `above` are the keys that his came from, with their limits, that his use counts against, too: else whoever has a limit
+    would have it once more with each key that he makes.
     """
 
     id: str
@@ -33,6 +35,7 @@ class Caller:
     models: tuple[str, ...] | None = None
     routes: tuple[str, ...] | None = None
     limits: Limits = Limits()
+    above: tuple[tuple[str, Limits], ...] = ()
 
     def may(self, role: Role) -> bool:
         return ROLES.index(self.role) >= ROLES.index(role)

@@ -8,6 +8,7 @@ bug of ours. `exit_code` is what the command line leaves with; the codes are doc
      │    ├── PromptError      empty, too long, words that the model lacks
      │    ├── SizeError        not a size, or beyond the model's range
      │    ├── PictureError     a reference picture that cannot be used
+     │    │    └── MaskError   a mask that cannot be used
      │    ├── DestinationError a URL that the server will not go to
      │    └── FetchError       a URL at which there is nothing that can be used
      ├── ModelError            no such model, or its weights are not here      exit 3
@@ -52,6 +53,10 @@ class SizeError(RequestError):
 
 class PictureError(RequestError):
     """A reference picture, or a file that should be a picture, that cannot be used."""
+
+
+class MaskError(PictureError):
+    """A mask that cannot be used, or not with its picture."""
 
 
 class DestinationError(RequestError):

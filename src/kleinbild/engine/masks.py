@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kleinbild.core.errors import PictureError, RequestError, SizeError
+from kleinbild.core.errors import MaskError, PictureError, RequestError, SizeError
 from kleinbild.core.sizes import Size
 from kleinbild.engine.framing import Frame, extend
 from kleinbild.engine.references import MAX_DECODED_PIXELS, open_alpha
@@ -52,16 +52,19 @@ class Masked:
 
 
 def masked(image: Image.Image, mask: bytes, name: str) -> Masked:
-    """`image` with its encoded `mask`, which errors call `name`. Raises PictureError for a mask that says nothing."""
-    alpha = open_alpha(mask, name)
+    """`image` with its encoded `mask`, which errors call `name`. Raises MaskError for a mask that says nothing."""
+    try:
+        alpha = open_alpha(mask, name)
+    except PictureError as error:
+        raise MaskError(error.message, error.hint) from error
     if alpha.size != image.size:
-        raise PictureError(
+        raise MaskError(
             f"{name} is {Size(*alpha.size)}, the picture that it is for is {Size(*image.size)}",
             f"make the mask {Size(*image.size)}, too",
         )
     alpha_HW = np.asarray(alpha)
     if alpha_HW.min() == KEPT:
-        raise PictureError(f"{name} is opaque everywhere: nothing would change", "make transparent what shall change")
+        raise MaskError(f"{name} is opaque everywhere: nothing would change", "make transparent what shall change")
     return Masked(image, alpha_HW)
 
 

@@ -30,7 +30,11 @@ def create_app(settings: Settings) -> FastAPI:
     """The routes. Who runs it puts `gateway.services.Services` into `app.state.services` before the first request."""
     app = FastAPI(title="Kleinbild", version=kleinbild.__version__, redoc_url=None)
     errors.install(app)
-    app.add_middleware(LimitBody, max_bytes=lambda: int(_in_force(app, settings).limits.max_body_mb * 1e6))
+
+    def max_bytes() -> int:
+        return int(_in_force(app, settings).limits.max_body_mb * 1e6)
+
+    app.add_middleware(LimitBody, max_bytes=max_bytes, max_other_bytes=lambda: max_bytes() // 10)
     app.add_middleware(Tracing)
     for router in ROUTERS:
         app.include_router(router)

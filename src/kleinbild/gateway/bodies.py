@@ -44,6 +44,7 @@ class BodyError(RequestError):
 
 @dataclass(frozen=True)
 class FormLimits:
+    file_field: str = "image"
     max_files: int = 17  # 16 images and a mask
     max_file_bytes: int = 50 * 10**6
     max_fields: int = 64
@@ -51,20 +52,26 @@ class FormLimits:
 
 
 class LimitBody:
-    """ASGI middleware: answers 413 to a body of more than `max_bytes`, as soon as its header or its bytes say so.
+    """ASGI middleware: answers 413 to a body of more than `max_bytes`, as soon as its header or its bytes say so. What is
+    no form may have `max_other_bytes` (None: as many): it is read into memory whole. Both are asked for each time.
 
     The answer is sent from here, whatever the application makes of the BodyError that its reading ends with.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: Callable[[], int]) -> None:
+    def __init__(
+        self, app: ASGIApp, max_bytes: Callable[[], int], max_other_bytes: Callable[[], int] | None = None
+    ) -> None:
         self._app, self._max_bytes = app, max_bytes
+        self._max_other_bytes = max_other_bytes or max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "0")
-        max_bytes = self._max_bytes()
+        headers = Headers(scope=scope)
+        is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        max_bytes = self._max_bytes() if is_form else self._max_other_bytes()
+        declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > max_bytes:
             await _refuse(receive, send, _body_too_large(max_bytes), is_sending=True)
             return
@@ -166,6 +173,9 @@ async def read_form(request: Request, limits: FormLimits = FormLimits()) -> Asyn
     try:
         form = await _FormParser(request.headers, request.stream(), limits).parse()
     except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            many = f"the form holds more than {limits.max_files} files"
+            raise BodyError(many, "send fewer", param=limits.file_field) from error
         raise BodyError(
             f"the form cannot be read: {error.message}", "check its parts, and how many they are"
         ) from error

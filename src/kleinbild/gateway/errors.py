@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -51,6 +53,12 @@ class ApiError(Exception):
         self.status, self.message, self.type, self.code, self.param = status, message, str(type), code, param
         self.headers = headers or {}
 
+    def about(self, param: str) -> ApiError:
+        """The same, of the field `param`; what is no fault of the request stays as it is."""
+        if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return self
+        return ApiError(self.status, self.message, type=self.type, code=self.code, param=param, headers=self.headers)
+
     @classmethod
     def of_job(cls, error: JobError) -> ApiError:
         return cls(error.status, error.message, type=error.type, code=error.code, param=error.param)
@@ -95,9 +103,19 @@ STATUS_OF: tuple[tuple[type[errors.KleinbildError], int, str], ...] = (
 PARAM_OF: tuple[tuple[type[errors.KleinbildError], str], ...] = (
     (errors.PromptError, "prompt"),
     (errors.SizeError, "size"),
+    (errors.MaskError, "mask"),
     (errors.PictureError, "image"),
     (errors.UnknownModelError, "model"),
 )
+
+
+WORDS = {
+    "tuple_type": "Input should be a list",
+    "list_type": "Input should be a list",
+    "dict_type": "Input should be an object",
+    "model_type": "Input should be an object",
+}
+"""Of validation, where its own words are none that a caller knows."""
 
 
 def job_error(error: errors.KleinbildError) -> JobError:
@@ -167,17 +185,26 @@ def _methods(request: Request) -> list[str]:
     return [scope["method"] for scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 
 
-def of_validation(found: Any) -> ApiError:
-    """The first of the things that validation (pydantic's list of errors) found, in words, with the field's name."""
+def of_validation(found: Any, known: Iterable[str] = ()) -> ApiError:
+    """The first of the things that validation (pydantic's list of errors) found, in words, with the field's name. A name
+    that is like one of the `known` is told so."""
     first = found[0]
     places = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     param = ".".join(places) or None
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"Unknown parameter: {param!r}.", code="unknown_parameter", param=param)
+        close = difflib.get_close_matches(places[-1][:64], known, n=1)
+        guess = f" Did you mean {close[0]!r}?" if close else ""
+        return ApiError(400, f"Unknown parameter: {param!r}.{guess}", code="unknown_parameter", param=param)
     if first["type"] == "missing":
         return ApiError(400, f"Missing required parameter: {param!r}.", code="missing_required_parameter", param=param)
     what = f"Invalid value for {param!r}: " if param else "Invalid request: "
-    return ApiError(400, what + first["msg"], code="invalid_value", param=param)
+    return ApiError(400, what + _in_words(first), code="invalid_value", param=param)
+
+
+def _in_words(found: Any) -> str:
+    """Of JSON, where pydantic speaks of Python."""
+    words: str = WORDS.get(found["type"], found["msg"])
+    return words.removeprefix("Value error, ").replace("Tuple should", "List should").replace(" after validation", "")
 
 
 def answer(request: Request, error: ApiError) -> JSONResponse:

@@ -24,6 +24,7 @@ from kleinbild.providers.base import Capabilities
 Body = TypeVar("Body", bound="Wanted")
 
 MAX_PROMPT = 32_000
+MAX_MODEL = 256  # it is kept, in a warning, where another stands in
 MAX_REFERENCES = 16
 DRAWN_SEEDS = 2**32  # as the engine draws them: short enough to read aloud
 HOSTED_MODELS = ("gpt-image-", "dall-e-", "chatgpt-image-", "flux-2-")
@@ -88,7 +89,7 @@ class Wanted(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=null_is_absent)
 
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT, examples=["a fox on a mint background"])
-    model: str | None = None
+    model: str | None = Field(None, max_length=MAX_MODEL)
     n: Whole = Field(1, ge=1, le=10)
     size: str = "auto"
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] = "auto"
@@ -154,7 +155,7 @@ def read(kind: type[Body], values: Any, *, form: bool = False) -> Body:
     try:
         return kind.model_validate(without_nulls(values), context=FORM if form else None)
     except ValidationError as error:
-        raise of_validation(error.errors()) from error
+        raise of_validation(error.errors(), kind.model_fields) from error
 
 
 def without_nulls(values: Any) -> Any:

@@ -60,7 +60,7 @@ class Rights:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key without itself. `prefix` is how it starts, to know it by."""
+    """A key without itself. `prefix` is how it starts, to know it by. `above`: see Caller; only `authenticate` tells."""
 
     id: str
     prefix: str
@@ -71,10 +71,11 @@ class Key:
     created_at: float
     revoked_at: float | None = None
     last_used_at: float | None = None
+    above: tuple[tuple[str, Limits], ...] = ()
 
     def caller(self) -> Caller:
         mine = self.rights
-        return Caller(self.id, self.owner, mine.project, mine.role, mine.models, mine.routes, mine.limits)
+        return Caller(self.id, self.owner, mine.project, mine.role, mine.models, mine.routes, mine.limits, self.above)
 
 
 def within(wanted: Rights, parent: Rights) -> Rights:
@@ -145,7 +146,11 @@ async def authenticate(connection: AsyncConnection, digest: str, now: float) -> 
     if found is None:
         return None
     line = await _line(connection, found)
-    return replace(line[0], rights=_effective(line)) if state(line, now) == "good" else None
+    if state(line, now) != "good":
+        return None
+    # An admin makes keys for others; what they use is not his.
+    above = tuple((key.id, key.rights.limits) for key in line[1:] if key.rights.role != "admin")
+    return replace(line[0], rights=_effective(line), above=above)
 
 
 async def find(connection: AsyncConnection, key_id: str) -> Key:

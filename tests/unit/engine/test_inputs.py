@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kleinbild.core.errors import PictureError, RequestError, SizeError
+from kleinbild.core.errors import MaskError, PictureError, RequestError, SizeError
 from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size, SizeRange
 from kleinbild.engine.inputs import Inputs, prepare_inputs
@@ -82,8 +82,8 @@ def test_a_canvas_holds_the_picture_where_it_was_put() -> None:
         (SizeError, "size of its input", (ODD,), {"mask": HOLE, "size": Size(64, 64)}),
         (SizeError, "size of the canvas", (ODD,), {"canvas": Size(200, 200), "aspect": 1.0}),
         (SizeError, "smaller than the picture, which is 130x97", (ODD,), {"canvas": Size(64, 64)}),
-        (PictureError, "is 130x97, the picture that it is for is 128x96", (EVEN,), {"mask": HOLE}),
-        (PictureError, r"the mask \(hole.png\) has no transparency", (ODD,), {"mask": ODD, "mask_name": "hole.png"}),
+        (MaskError, "is 130x97, the picture that it is for is 128x96", (EVEN,), {"mask": HOLE}),
+        (MaskError, r"the mask \(hole.png\) has no transparency", (ODD,), {"mask": ODD, "mask_name": "hole.png"}),
         (PictureError, "the canvas is 1300x97", (ODD,), {"canvas": Size(1300, 97)}),
     ],
 )

@@ -121,3 +121,23 @@ def test_the_expected_time_follows_what_pictures_take() -> None:
         admission.ended(str(number), 0.1)
     admission.admit(LOCAL, "three", 3)
     assert admission.expected_seconds() == pytest.approx(0.4, rel=0.05)
+
+
+def test_keys_below_a_limited_one_share_its_limits(clock: Clock) -> None:
+    """Else whoever has a limit would make himself another key, and have it once more."""
+    above = caller(requests_per_minute=2, images_per_minute=9, concurrent_jobs=2)
+    children = [
+        Caller(name, "o", "p", limits=above.limits, above=((above.id, above.limits),))
+        for name in ("one", "two", "three")
+    ]
+    admission = Admission(max_queue=9, clock=clock)
+    admission.admit(children[0], "first", 1)
+    admission.admit(children[1], "second", 1)
+    assert "2 of your jobs" in refused(admission, children[2]).message
+    assert "2 of your jobs" in refused(admission, above).message
+    admission.ended("first")
+    admission.ended("second")
+    assert "2 requests a minute" in refused(admission, children[2]).message
+    assert [(rate.name, rate.remaining) for rate in admission.rates(children[2])] == [("requests", 0), ("images", 7)]
+    clock.now += 60
+    admission.admit(children[2], "third", 1)

@@ -161,3 +161,12 @@ async def test_routes_and_models_that_are_not_allowed_are_403(server: Server) ->
 async def test_rights_without_routes_may_go_anywhere() -> None:
     require_route(LOCAL, "/v1/anything")
     assert Rights("p").routes is None
+
+
+async def test_a_callers_use_counts_against_the_members_above_him(server: Server) -> None:
+    """Not against the admin's, who makes keys for others."""
+    limits = Limits(requests_per_minute=5)
+    admin, _ = await server.key("admin", limits=Limits(requests_per_minute=9))
+    member, _ = await server.key("member", parent=admin, limits=limits)
+    _, key = await server.key("member", parent=member, limits=limits)
+    assert (await server.authenticator.caller(key)).above == ((member.id, limits),)

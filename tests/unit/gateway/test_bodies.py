@@ -141,7 +141,7 @@ END = b"--b--\r\n"
     ("body", "status", "words"),
     [
         (part("image", b"x" * 100_001, filename="fox.png") + END, 413, "fox.png is larger than 0.1 MB"),
-        (part("image", b"x", filename="a") * 3 + END, 400, "Too many files"),
+        (part("image", b"x", filename="a") * 3 + END, 400, "more than 2 files"),
         (part("n", b"1") * 4 + END, 400, "Too many fields"),
         (part("prompt", b"x" * 1001) + END, 400, "Part exceeded maximum size"),
         (part("n", b"1", *[f"x-{i}: y" for i in range(50)]) + END, 400, "cannot be read"),
@@ -232,6 +232,25 @@ async def test_a_body_at_the_limit_is_taken(client):
     assert (await client.post("/json", content=body, headers=JSON)).status_code == 200
     assert (await client.post("/json", content=sent([body]), headers=JSON)).status_code == 200
     assert (await client.post("/json", content=sent([body, b" "]), headers=JSON)).status_code == 413
+
+
+async def test_what_is_no_form_may_have_a_limit_of_its_own():
+    """It is read into memory whole, whatever it says that it is."""
+    app, _ = application()
+    async with (
+        serving(LimitBody(app, lambda: MAX_BYTES, lambda: 1000)) as url,
+        httpx2.AsyncClient(base_url=url) as client,
+    ):
+        body = b'{"a":"' + b"x" * 1000 + b'"}'
+        for content, content_type in (
+            (body, "application/json"),
+            (sent([body]), "application/json"),
+            (body, "text/plain"),
+        ):
+            answer = await client.post("/json", content=content, headers={"content-type": content_type})
+            assert (answer.status_code, "larger than 0.001 MB" in answer.text) == (413, True)
+        form = part("image", b"x" * 2000, filename="a") + END
+        assert (await client.post("/form", content=form, headers=FORM)).status_code == 200
 
 
 async def test_a_refusal_does_not_wait_for_more_than_there_is():

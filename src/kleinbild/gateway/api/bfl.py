@@ -252,11 +252,7 @@ async def _take(services: Services, caller: Caller, name: str, value: str) -> Pi
     """A URL, or a file as base64. Raises ApiError that names the field."""
     is_url = value.startswith(("http://", "https://", "data:"))
     source = PictureSource(image_url=value if is_url else f"data:;base64,{value}")
-    try:
-        return await take_source(services, caller, source)
-    except KleinbildError as error:
-        found = ApiError.of(error)
-        raise ApiError(found.status, found.message, type=found.type, code=found.code, param=name) from error
+    return await take_source(services, caller, source, name)
 
 
 async def _endpoint(services: Services, caller: Caller, url: str) -> Endpoint:

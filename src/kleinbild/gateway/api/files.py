@@ -93,7 +93,7 @@ async def upload(request: Request, caller: Asking) -> Response:
     """A file of up to 512 MB (200 MB for `batch`), which is kept until it is deleted or expires."""
     require_member(caller, "upload files")
     services = services_of(request)
-    async with read_form(request, FormLimits(max_files=1, max_file_bytes=MAX_BYTES, max_fields=8)) as form:
+    async with read_form(request, FormLimits("file", max_files=1, max_file_bytes=MAX_BYTES, max_fields=8)) as form:
         wanted, given = _read(form)
         file = await _keep(services, caller, wanted, given)
     return JSONResponse(_object(file))

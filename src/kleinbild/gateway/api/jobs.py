@@ -20,7 +20,7 @@ from kleinbild.gateway.errors import ApiError, not_found, of_validation
 from kleinbild.gateway.events import LAST, LaggardError
 from kleinbild.gateway.flow.authenticate import Asking, Making
 from kleinbild.gateway.flow.make import cancel
-from kleinbild.gateway.flow.pictures import take_source
+from kleinbild.gateway.flow.pictures import take_source, take_sources
 from kleinbild.gateway.flow.submit import submit
 from kleinbild.gateway.services import services_of
 from kleinbild.gateway.urls import base_url
@@ -45,7 +45,9 @@ class WantedJob(BaseModel):
     task: Task
     input: Annotated[WantedEdit, BeforeValidator(without_nulls)]
     webhook: str | None = None
-    metadata: dict[str, Annotated[str, Field(max_length=512)]] = Field(default_factory=dict, max_length=16)
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
+        default_factory=dict, max_length=16
+    )
 
 
 @router.post("/jobs", **documented(WantedJob, JobObject, form=False, status=202, stream=False))
@@ -169,11 +171,12 @@ def _status(text: str | None) -> JobStatus | None:
 
 
 async def _pictures(services: Services, caller: Caller, wanted: WantedJob) -> Pictures:
-    sources = (*wanted.input.images, *wanted.input.references)
-    if wanted.task == "image.edit" and not sources:
+    given = wanted.input
+    if wanted.task == "image.edit" and not (given.images or given.references):
         raise ApiError(400, "an image.edit needs input.images", code="missing_required_parameter", param="input.images")
-    references = [await take_source(services, caller, source) for source in sources]
-    mask = None if wanted.input.mask is None else await take_source(services, caller, wanted.input.mask)
+    lists = {"input.images": given.images, "input.references": given.references}
+    references = await take_sources(services, caller, lists)
+    mask = None if given.mask is None else await take_source(services, caller, given.mask, "input.mask")
     return Pictures(tuple(references), mask)
 
 

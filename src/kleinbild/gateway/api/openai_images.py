@@ -29,7 +29,7 @@ from kleinbild.gateway.errors import ApiError, as_object
 from kleinbild.gateway.events import LAST
 from kleinbild.gateway.flow.authenticate import Making, require_model
 from kleinbild.gateway.flow.make import size_of_file
-from kleinbild.gateway.flow.pictures import take_file, take_source
+from kleinbild.gateway.flow.pictures import require_few, take_file, take_source, take_sources
 from kleinbild.gateway.flow.submit import Order, Submission, fingerprint, submit
 from kleinbild.gateway.services import services_of
 from kleinbild.gateway.urls import base_url
@@ -48,7 +48,7 @@ async def generations(request: Request, caller: Making) -> Response:
     """Pictures from words; with our field `references`, from pictures, too."""
     services = services_of(request)
     wanted = read(Wanted, await read_json(request))
-    references = [await take_source(services, caller, source) for source in wanted.references]
+    references = await take_sources(services, caller, {"references": wanted.references})
     return await make(request, caller, wanted, Pictures(tuple(references)))
 
 
@@ -80,9 +80,9 @@ async def read_edit_form(request: Request, caller: Caller) -> tuple[Wanted, Pict
 async def read_edit_json(request: Request, caller: Caller) -> tuple[Wanted, Pictures]:
     services = services_of(request)
     wanted = read(WantedEdit, await read_json(request))
-    sources = (*wanted.images, *wanted.references)
-    references = [await take_source(services, caller, source) for source in sources]
-    mask = None if wanted.mask is None else await take_source(services, caller, wanted.mask)
+    lists = {"images": wanted.images, "references": wanted.references}
+    references = await take_sources(services, caller, lists)
+    mask = None if wanted.mask is None else await take_source(services, caller, wanted.mask, "mask")
     return wanted, Pictures(tuple(references), mask)
 
 
@@ -99,20 +99,26 @@ async def read_form_as(kind: type[Wanted], request: Request, caller: Caller) -> 
                 raise ApiError(400, f"{name!r} must be a file", code="invalid_value", param=name)
             elif name.removesuffix("[]") in ("references", "adapters"):
                 values.setdefault(name.removesuffix("[]"), []).append(value)
+            elif name in values:
+                raise ApiError(400, f"{name!r} was given twice; give it once", code="invalid_value", param=name)
             else:
                 values[name] = value
         if unknown := [name for name, _ in files if name not in FILE_FIELDS]:
             raise ApiError(400, f"Unknown parameter: {unknown[0]!r}.", code="unknown_parameter", param=unknown[0])
         wanted = read(kind, values, form=True)
+        num_masks = sum(name == "mask" for name, _ in files)
+        if num_masks > 1:
+            raise ApiError(400, f"{num_masks} masks were given; give one", code="invalid_value", param="mask")
+        require_few(len(files) - num_masks + len(wanted.references), "image")
         references: list[PictureRef] = []
         mask = None
         for name, file in files:
-            taken = await take_file(services, file)
+            taken = await take_file(services, file, name)
             if name == "mask":
                 mask = taken
             else:
                 references.append(taken)
-    references += [await take_source(services, caller, source) for source in wanted.references]
+    references += await take_sources(services, caller, {"references": wanted.references})
     return wanted, Pictures(tuple(references), mask)
 
 

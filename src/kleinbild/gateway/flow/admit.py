@@ -50,7 +50,7 @@ class Admission:
     max_queue: int
     defaults: Limits = field(default_factory=Limits)
     clock: Callable[[], float] = time.monotonic
-    _jobs: dict[str, tuple[str, int]] = field(default_factory=dict)  # unfinished: caller, number of pictures
+    _jobs: dict[str, tuple[frozenset[str], int]] = field(default_factory=dict)  # unfinished: keys, number of pictures
     _buckets: dict[tuple[str, str], Bucket] = field(default_factory=dict)
     _picture_seconds: float = USUAL_SECONDS
 
@@ -75,11 +75,11 @@ class Admission:
             raise too_many(f"the queue is full ({self.max_queue} jobs)", self._drain_seconds(), "queue_full")
         self._check_concurrency(caller)
         self._take(caller, num_pictures)
-        self.resume(caller.id, job_id, num_pictures)
+        self._jobs[job_id] = (frozenset(key for key, _ in _charged(caller)), num_pictures)
 
     def resume(self, caller_id: str, job_id: str, num_pictures: int) -> None:
-        """Counts a job in that was admitted before, by this process or the one before it."""
-        self._jobs[job_id] = (caller_id, num_pictures)
+        """Counts a job in that was admitted before, by this process or the one before it; for its own caller alone."""
+        self._jobs.setdefault(job_id, (frozenset({caller_id}), num_pictures))
 
     def ended(self, job_id: str, seconds: float | None = None) -> None:
         """`seconds` that each of its pictures took of the machine, if it made any."""
@@ -88,25 +88,28 @@ class Admission:
             self._picture_seconds += SMOOTHING * (seconds - self._picture_seconds)
 
     def rates(self, caller: Caller) -> list[Rate]:
-        rates = []
-        for name, limit in self._limits(caller):
-            bucket = self._bucket(caller, name, limit)
-            rates.append(Rate(name, limit, int(bucket.level), bucket.seconds_until(limit)))
-        return rates
+        """One of each name: where others share it, that which will be reached first."""
+        rates: dict[str, Rate] = {}
+        for name, bucket in self._buckets_of(caller):
+            rate = Rate(name, bucket.limit, int(bucket.level), bucket.seconds_until(bucket.limit))
+            if name not in rates or rate.remaining < rates[name].remaining:
+                rates[name] = rate
+        return list(rates.values())
 
     def _drain_seconds(self) -> float:
         """Until one job of those in the queue has probably ended."""
         return self._picture_seconds * self.num_pictures / self.num_jobs
 
     def _check_concurrency(self, caller: Caller) -> None:
-        limit = caller.limits.concurrent_jobs or self.defaults.concurrent_jobs
-        own = sum(1 for caller_id, _ in self._jobs.values() if caller_id == caller.id)
-        if limit is not None and own >= limit:
-            raise too_many(f"{own} of your jobs are queued or running, allowed are {limit}", self._drain_seconds())
+        for key, limits in _charged(caller):
+            limit = limits.concurrent_jobs or self.defaults.concurrent_jobs
+            own = sum(1 for keys, _ in self._jobs.values() if key in keys)
+            if limit is not None and own >= limit:
+                raise too_many(f"{own} of your jobs are queued or running, allowed are {limit}", self._drain_seconds())
 
     def _take(self, caller: Caller, num_pictures: int) -> None:
         wanted = {"requests": 1, "images": num_pictures}
-        buckets = [(name, self._bucket(caller, name, limit)) for name, limit in self._limits(caller)]
+        buckets = self._buckets_of(caller)
         for name, bucket in buckets:
             if wanted[name] > bucket.limit:
                 raise ApiError(400, f"n is {wanted[name]}, your key allows {bucket.limit} {name} a minute", param="n")
@@ -115,18 +118,30 @@ class Admission:
         for name, bucket in buckets:
             bucket.level -= wanted[name]
 
-    def _limits(self, caller: Caller) -> list[tuple[str, int]]:
-        own, general = caller.limits, self.defaults
+    def _buckets_of(self, caller: Caller) -> list[tuple[str, Bucket]]:
+        return [
+            (name, self._bucket(key, name, limit))
+            for key, limits in _charged(caller)
+            for name, limit in self._limits(limits)
+        ]
+
+    def _limits(self, own: Limits) -> list[tuple[str, int]]:
+        general = self.defaults
         limits = {
             "requests": own.requests_per_minute or general.requests_per_minute,
             "images": own.images_per_minute or general.images_per_minute,
         }
         return [(name, limit) for name, limit in limits.items() if limit is not None]
 
-    def _bucket(self, caller: Caller, name: str, limit: int) -> Bucket:
+    def _bucket(self, key: str, name: str, limit: int) -> Bucket:
         now = self.clock()
-        bucket = self._buckets.get((caller.id, name))
+        bucket = self._buckets.get((key, name))
         if bucket is None or bucket.limit != limit:
-            bucket = self._buckets[caller.id, name] = Bucket(limit, limit, now)
+            bucket = self._buckets[key, name] = Bucket(limit, limit, now)
         bucket.refill(now)
         return bucket
+
+
+def _charged(caller: Caller) -> tuple[tuple[str, Limits], ...]:
+    """The keys whose limits hold: the caller's own first."""
+    return ((caller.id, caller.limits), *caller.above)

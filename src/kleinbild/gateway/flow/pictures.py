@@ -6,34 +6,71 @@ import asyncio
 import base64
 import binascii
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from starlette.datastructures import UploadFile
 
 from kleinbild.core.callers import Caller
-from kleinbild.core.errors import PictureError
+from kleinbild.core.errors import KleinbildError, PictureError
 from kleinbild.core.formats import MEDIA_TYPES
 from kleinbild.core.jobs import PictureRef
-from kleinbild.gateway.errors import not_found
+from kleinbild.gateway.errors import ApiError, not_found
+from kleinbild.gateway.wanted import MAX_REFERENCES, PictureSource
 from kleinbild.safety.pictures import PictureLimits, clean, sniff
 from kleinbild.storage import files
 from kleinbild.storage.blobs import measured
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
-    from kleinbild.gateway.wanted import PictureSource
 
 HOUR = 3600.0
 PIECE = 256 * 1024  # characters; a multiple of four
+MAX_NAME = 255  # characters that are kept, from the end: a data URL can hold a name of megabytes
 
 
-async def take_file(services: Services, upload: UploadFile) -> PictureRef:
-    return await _keep(services, await upload.read(), upload.filename or "")
+async def take_file(services: Services, upload: UploadFile, field: str) -> PictureRef:
+    """Raises ApiError that names the `field`, for what is no picture."""
+    with _about(field):
+        return await _keep(services, await upload.read(), upload.filename or "")
 
 
-async def take_source(services: Services, caller: Caller, source: PictureSource) -> PictureRef:
-    """Raises PictureError for what is no picture or cannot be fetched, ApiError 404 for a file that is not the caller's."""
+async def take_sources(
+    services: Services, caller: Caller, fields: Mapping[str, Sequence[PictureSource]]
+) -> list[PictureRef]:
+    """The pictures of all `fields`, in their order. Raises ApiError as `take_source` does, and for too many."""
+    named = [(f"{field}.{i}", source) for field, sources in fields.items() for i, source in enumerate(sources)]
+    require_few(len(named), next(iter(fields)))
+    return [await take_source(services, caller, source, field) for field, source in named]
+
+
+async def take_source(services: Services, caller: Caller, source: PictureSource, field: str) -> PictureRef:
+    """Raises ApiError that names the `field`: for what is no picture or cannot be fetched, 404 for a file that is not the
+    caller's."""
+    with _about(field):
+        return await _take(services, caller, source)
+
+
+def require_few(num_pictures: int, field: str) -> None:
+    """Raises ApiError that names the `field`."""
+    if num_pictures > MAX_REFERENCES:
+        message = f"{num_pictures} pictures were given; give at most {MAX_REFERENCES}, and a mask"
+        raise ApiError(400, message, code="invalid_value", param=field)
+
+
+@contextmanager
+def _about(field: str) -> Iterator[None]:
+    try:
+        yield
+    except KleinbildError as error:
+        raise ApiError.of(error).about(field) from error
+    except ApiError as error:
+        raise error.about(field) from error
+
+
+async def _take(services: Services, caller: Caller, source: PictureSource) -> PictureRef:
     if source.file_id is not None:
         async with services.database.read() as connection:
             file = await files.find(connection, source.file_id, caller.project, time.time())
@@ -54,7 +91,7 @@ async def _keep(services: Services, file: bytes, name: str) -> PictureRef:
     media_type = MEDIA_TYPES["jpeg" if sniff(cleaned) == "JPEG" else "png"]
     original, _ = await asyncio.to_thread(measured, file)
     expires_at = time.time() + settings.storage.upload_hours * HOUR
-    return PictureRef(await services.blobs.put(cleaned, media_type, expires_at), name, original)
+    return PictureRef(await services.blobs.put(cleaned, media_type, expires_at), name[-MAX_NAME:], original)
 
 
 def _data_of(url: str) -> tuple[bytes, str]:
