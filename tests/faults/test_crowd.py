@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import random
 import time
 from collections import Counter
 from pathlib import Path
 
 import httpx2
 import pytest
+from PIL import Image
 
 from kleinbild.gateway.serve import allow_many_connections
 from tests.server import serving
@@ -44,3 +47,19 @@ async def test_those_over_the_limit_are_told_when_to_come_again_and_the_rest_fin
             assert not (await client.get("/v1/jobs", params={"status": "queued"})).json()["data"]
             after = await client.post("/v1/images/generations", json=BODY)
             assert after.status_code == 200
+
+
+def test_without_room_no_picture_is_taken_in(tmp_path: Path) -> None:
+    """And whoever sends one sees the answer, although his body was not wanted."""
+    with serving(tmp_path, KLEINBILD_LIMITS__MAX_QUEUE="1") as server:
+        slow = {"task": "image.generate", "input": {"prompt": BODY["prompt"], "n": 4, "steps": 150}}
+        job = server.ask("POST", "/v1/jobs", json=slow).json()
+        noise = Image.frombytes("RGB", (2400, 2400), random.Random(0).randbytes(2400 * 2400 * 3))
+        buffer = io.BytesIO()
+        noise.save(buffer, "PNG", compress_level=0)
+        files = {"image": ("large.png", buffer.getvalue(), "image/png")}
+        refused = server.ask("POST", "/v1/images/edits", data={"prompt": "make it blue"}, files=files)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        assert not [path for path in (tmp_path / "server" / "blobs").rglob("*") if path.is_file()]
+        server.ask("POST", f"/v1/jobs/{job['id']}/cancel")
+        assert server.ask("POST", "/v1/images/generations", json=BODY).status_code == 200

@@ -164,6 +164,13 @@ def _parse_json(body: bytes) -> dict[str, object]:
     return value
 
 
+async def discard_body(request: Request) -> None:
+    """Reads the body for a while and throws it away, as `_refuse` does: who is still sending it would see no answer."""
+    with anyio.move_on_after(_LINGER_SECONDS):
+        async for _ in request.stream():
+            pass
+
+
 @asynccontextmanager
 async def read_form(request: Request, limits: FormLimits = FormLimits()) -> AsyncIterator[FormData]:
     """The fields and files of a multipart body; the files are closed at the end. Raises BodyError."""

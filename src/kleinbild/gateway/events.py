@@ -88,6 +88,10 @@ class EventHub:
         """How far a job is: its place in the queue until it is made, then the last step of any of its pictures."""
         return self._progress.get(job_id, NO_PROGRESS)
 
+    def forget(self, job_id: str) -> None:
+        """How far a job is: it is over."""
+        self._progress.pop(job_id, None)
+
     def close(self) -> None:
         """Ends what `follow`s: those who listen may come back to the next server with the last id that they saw."""
         self._closed = True

@@ -65,6 +65,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             fetcher=Fetcher(*fetching(settings.limits)),
             pulse=Pulse(),
         )
+        stack.push_async_callback(services.fetcher.aclose)
         await durable.launch(services, data)
         stack.push_async_callback(durable.stop, services)
         for task in (_sweep(services), services.pulse.beat()):

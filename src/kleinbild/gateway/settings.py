@@ -74,7 +74,7 @@ class LimitSettings(Section):
     max_queue: int = Field(256, ge=1, description="jobs queued or running at once; more get 429")
     max_body_mb: float = Field(512.0, gt=0, description="of one request; JSON is limited to a tenth of that")
     max_image_mb: float = Field(50.0, gt=0, description="of one picture that is sent or fetched")
-    max_image_megapixels: float = Field(50.0, gt=0, description="checked before a picture is decoded")
+    max_image_megapixels: float = Field(25.0, gt=0, description="checked before a picture is decoded")
     fetch_seconds: float = Field(20.0, gt=0, description="for a remote picture, in all")
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
         (), description="private networks that URLs of pictures and webhooks may lead to; default: none"

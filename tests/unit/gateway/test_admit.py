@@ -141,3 +141,14 @@ def test_keys_below_a_limited_one_share_its_limits(clock: Clock) -> None:
     assert [(rate.name, rate.remaining) for rate in admission.rates(children[2])] == [("requests", 0), ("images", 7)]
     clock.now += 60
     admission.admit(children[2], "third", 1)
+
+
+def test_room_can_be_asked_for_without_taking_any(clock: Clock) -> None:
+    admission = Admission(1, clock=clock)
+    who = caller(requests_per_minute=2)
+    for _ in range(5):
+        admission.require_room(who)
+    assert [rate.remaining for rate in admission.rates(who)] == [2]
+    admission.admit(who, "one", 1)
+    with pytest.raises(ApiError, match="the queue is full"):
+        admission.require_room(who)

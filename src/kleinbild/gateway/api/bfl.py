@@ -228,7 +228,9 @@ async def _order(
     pictures = Pictures(tuple([await _take(services, caller, name, value) for name, value in wanted.pictures()]))
     ours = _ours(request, services, wanted)
     order = order_for(request, services, caller, ours, pictures)
-    told = fingerprint(request.url.path, order.work, wanted.webhook_url, seed_drawn=wanted.seed is None)
+    told = fingerprint(
+        request.url.path, order.work, wanted.webhook_url, wanted.webhook_secret, seed_drawn=wanted.seed is None
+    )
     order = replace(order, fingerprint=told, warnings=(*order.warnings, *wanted.warnings()))
     if endpoint is None:
         return order

@@ -18,7 +18,7 @@ from kleinbild.gateway.bodies import read_json
 from kleinbild.gateway.described import ERRORS, EVENT_STREAM, JobList, JobObject, documented
 from kleinbild.gateway.errors import ApiError, not_found, of_validation
 from kleinbild.gateway.events import LAST, LaggardError
-from kleinbild.gateway.flow.authenticate import Asking, Making
+from kleinbild.gateway.flow.authenticate import Asking, Cancelling, Making, still_admitted
 from kleinbild.gateway.flow.make import cancel
 from kleinbild.gateway.flow.pictures import take_source, take_sources
 from kleinbild.gateway.flow.submit import submit
@@ -97,7 +97,7 @@ async def one(request: Request, job_id: str, caller: Asking) -> Response:
 
 
 @router.post("/jobs/{job_id}/cancel", responses={200: {"model": JobObject}, **ERRORS})
-async def cancelling(request: Request, job_id: str, caller: Making) -> Response:
+async def cancelling(request: Request, job_id: str, caller: Cancelling) -> Response:
     """Ends a job; what it holds is free within one step. A job that has ended stays as it is."""
     services = services_of(request)
     await _find(services, caller, job_id)
@@ -133,6 +133,8 @@ def _stream(request: Request, services: Services, project: str, job_id: str | No
         yield b": kleinbild\n\n"  # so that the client knows at once that he is connected
         try:
             async for event in services.hub.follow(project, job_id, after):
+                if not await still_admitted(request):
+                    return
                 job = await _job_at_end(services, request, event.job_id) if event.type in LAST else None
                 yield answers.server_sent(event.type, answers.event_data(event, job), event.id)
         except LaggardError:

@@ -25,7 +25,7 @@ from kleinbild.gateway.api.waiting import (
 )
 from kleinbild.gateway.bodies import read_form, read_json
 from kleinbild.gateway.described import ImagesObject, documented
-from kleinbild.gateway.errors import ApiError, as_object
+from kleinbild.gateway.errors import ApiError, as_object, client_gone
 from kleinbild.gateway.events import LAST
 from kleinbild.gateway.flow.authenticate import Making, require_model
 from kleinbild.gateway.flow.make import size_of_file
@@ -138,6 +138,9 @@ async def make(request: Request, caller: Caller, wanted: Wanted, pictures: Pictu
     if submission.replayed or not wanted.stream:
         require_pictures(job)
     if wanted.stream:
+        if await request.is_disconnected():  # the stream would not begin, and nobody see to it
+            await abandon(services, job, keep=wanted.keep)
+            raise client_gone()
         return StreamingResponse(
             with_heartbeats(events(request, services, job, wanted)),
             media_type="text/event-stream",

@@ -71,11 +71,17 @@ class Admission:
 
     def admit(self, caller: Caller, job_id: str, num_pictures: int) -> None:
         """Counts the job in until `ended`. Raises ApiError 429 that says which limit, and when to come again."""
+        self.require_room(caller, num_pictures)
+        for name, bucket in self._buckets_of(caller):
+            bucket.level -= _amounts(num_pictures)[name]
+        self._jobs[job_id] = (frozenset(key for key, _ in _charged(caller)), num_pictures)
+
+    def require_room(self, caller: Caller, num_pictures: int = 1) -> None:
+        """Raises what `admit` would just now: asked before the pictures of a request are fetched and kept, too."""
         if self.num_jobs >= self.max_queue:
             raise too_many(f"the queue is full ({self.max_queue} jobs)", self._drain_seconds(), "queue_full")
         self._check_concurrency(caller)
-        self._take(caller, num_pictures)
-        self._jobs[job_id] = (frozenset(key for key, _ in _charged(caller)), num_pictures)
+        self._check_rates(caller, _amounts(num_pictures))
 
     def resume(self, caller_id: str, job_id: str, num_pictures: int) -> None:
         """Counts a job in that was admitted before, by this process or the one before it; for its own caller alone."""
@@ -107,16 +113,12 @@ class Admission:
             if limit is not None and own >= limit:
                 raise too_many(f"{own} of your jobs are queued or running, allowed are {limit}", self._drain_seconds())
 
-    def _take(self, caller: Caller, num_pictures: int) -> None:
-        wanted = {"requests": 1, "images": num_pictures}
-        buckets = self._buckets_of(caller)
-        for name, bucket in buckets:
+    def _check_rates(self, caller: Caller, wanted: dict[str, int]) -> None:
+        for name, bucket in self._buckets_of(caller):
             if wanted[name] > bucket.limit:
                 raise ApiError(400, f"n is {wanted[name]}, your key allows {bucket.limit} {name} a minute", param="n")
             if wait := bucket.seconds_until(wanted[name]):
                 raise too_many(f"the limit of {bucket.limit} {name} a minute is reached", wait)
-        for name, bucket in buckets:
-            bucket.level -= wanted[name]
 
     def _buckets_of(self, caller: Caller) -> list[tuple[str, Bucket]]:
         return [
@@ -140,6 +142,11 @@ class Admission:
             bucket = self._buckets[key, name] = Bucket(limit, limit, now)
         bucket.refill(now)
         return bucket
+
+
+def _amounts(num_pictures: int) -> dict[str, int]:
+    """What a request takes of each limit."""
+    return {"requests": 1, "images": num_pictures}
 
 
 def _charged(caller: Caller) -> tuple[tuple[str, Limits], ...]:

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from kleinbild.core.callers import LOCAL, Caller
+from kleinbild.gateway.bodies import discard_body
 from kleinbild.gateway.errors import ApiError
 from kleinbild.gateway.flow.origins import require_own_origin
 from kleinbild.gateway.services import services_of
@@ -98,13 +99,38 @@ async def caller(request: Request) -> Caller:
 Asking = Annotated[Caller, Depends(caller)]
 
 
-async def maker(caller: Asking) -> Caller:
-    """Who asks for what makes pictures or ends their making. Raises ApiError, 403, for a viewer."""
-    require_member(caller, "make pictures or cancel jobs")
+async def still_admitted(request: Request) -> bool:
+    """Whether the key of a request that goes on and on is still good."""
+    try:
+        await caller(request)
+    except ApiError:
+        return False
+    return True
+
+
+async def canceller(caller: Asking) -> Caller:
+    """Who ends the making of pictures. Raises ApiError, 403, for a viewer."""
+    require_member(caller, "cancel jobs")
+    return caller
+
+
+async def maker(request: Request, caller: Asking) -> Caller:
+    """Who asks for pictures. Raises ApiError: 403 for a viewer, 429 if there is no room, before the body is read.
+
+    Who has a key of idempotency may ask for what is there already, whether or not there is room.
+    """
+    require_member(caller, "make pictures")
+    if "idempotency-key" not in request.headers:
+        try:
+            services_of(request).admission.require_room(caller)
+        except ApiError:
+            await discard_body(request)
+            raise
     return caller
 
 
 Making = Annotated[Caller, Depends(maker)]
+Cancelling = Annotated[Caller, Depends(canceller)]
 
 
 async def caller_by_x_key(request: Request) -> Caller:
@@ -114,10 +140,8 @@ async def caller_by_x_key(request: Request) -> Caller:
 
 
 async def maker_by_x_key(request: Request) -> Caller:
-    """`caller_by_x_key`, who makes pictures. Raises ApiError, 403, for a viewer."""
-    found = await caller_by_x_key(request)
-    require_member(found, "make pictures")
-    return found
+    """`caller_by_x_key`, who asks for pictures. Raises ApiError as `maker` does."""
+    return await maker(request, await caller_by_x_key(request))
 
 
 def require_member(caller: Caller, to: str) -> None:

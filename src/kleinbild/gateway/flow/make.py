@@ -38,6 +38,7 @@ async def make(services: Services, job_id: str) -> Outcome:
         outcome = await _outcome(task, job_id)
     finally:
         services.running.pop(job_id, None)
+        services.hub.forget(job_id)  # one picture of several may have told of a step after the job was cancelled
     if services.stopping:  # nothing that is known now is the job's end: it is made again after the next start
         await asyncio.Event().wait()
     return outcome
@@ -97,7 +98,7 @@ async def _begin(services: Services, job_id: str) -> Job | None:
 async def _pictures(services: Services, job: Job) -> Outcome:
     inputs = await load_inputs(services, job.work)
     made = await services.provider.make(job.work, inputs, lambda progress: _tell(services, job, progress))
-    expires_at = job.created_at + services.settings.storage.image_days * DAY
+    expires_at = time.time() + services.settings.storage.image_days * DAY
     media_type = MEDIA_TYPES[job.work.output_format]
     hashes = [await services.blobs.put(each.file, media_type, expires_at) for each in made]
     sizes = [size_of_file(each.file) for each in made]
