@@ -8,7 +8,12 @@ import json
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import (
+    ignored_auth,
+    missing_required_header,
+    negative_data_rejection,
+    positive_data_acceptance,
+)
 
 from kleinbild.gateway.app import create_app
 from kleinbild.gateway.settings import Settings
@@ -35,6 +40,9 @@ def test_route(case: schemathesis.Case, keyed_server: Server) -> None:
     excluded = [positive_data_acceptance]
     if case.path == "/v1/moderations":
         excluded.append(not_a_server_error)  # an honest 501
+    if "bfl" in case.operation.tags:
+        excluded += [missing_required_header, ignored_auth]  # 403 where others say 401
+        excluded.append(negative_data_rejection)  # a key may come in either header; an id that is none is a 200, too
     case.call_and_validate(
         base_url=keyed_server.url, headers=keyed_server.headers, excluded_checks=excluded, timeout=60
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -44,7 +45,11 @@ def test_it_says_where_it_is_while_it_is_there(tmp_path: Path) -> None:
         assert f"Kleinbild serves nano at {server.url}/v1" in server.log
         assert f"{server.url}/docs" in server.log
         assert str(tmp_path / "server") in server.log
-        assert server.ask("GET", "/docs").status_code == 200
+        page = server.ask("GET", "/docs").text
+        files = re.findall(r'(?:src|href)="([^"]+)"', page)
+        assert len(files) == 3
+        assert "https://" not in page
+        assert [server.ask("GET", file).status_code for file in files] == [200, 200, 200]
         assert server.ask("GET", "/healthz").json()["status"] == "ok"
         assert server.ask("GET", "/readyz").json()["checks"] == {"engine": True, "database": True, "accepting": True}
     assert not announced.exists()

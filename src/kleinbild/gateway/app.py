@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 import kleinbild
 from kleinbild.gateway import errors
@@ -28,7 +31,7 @@ ROUTERS = (
 
 def create_app(settings: Settings) -> FastAPI:
     """The routes. Who runs it puts `gateway.services.Services` into `app.state.services` before the first request."""
-    app = FastAPI(title="Kleinbild", version=kleinbild.__version__, redoc_url=None)
+    app = FastAPIOffline(title="Kleinbild", version=kleinbild.__version__, redoc_url=None, static_url="/docs/files")
     errors.install(app)
 
     def max_bytes() -> int:
@@ -52,13 +55,36 @@ def _describe_errors(app: FastAPI) -> None:
     """Puts the error objects into the OpenAPI file, whose routes refer to them."""
     make = app.openapi
 
-    def openapi() -> dict[str, object]:
+    def openapi() -> dict[str, Any]:
         described = make()
         schemas = described.setdefault("components", {}).setdefault("schemas", {})
         for model in (ErrorObject, Problem):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
+        _describe_keys(described)
+        _summarise(described)
         return described
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+
+
+def _describe_keys(described: dict[str, Any]) -> None:
+    """Which routes want a key, so that /docs asks for one. Signed URLs and health want none."""
+    said = {"description": "a key of this server; none where it needs none"}
+    described["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", **said},
+        "x-key": {"type": "apiKey", "in": "header", "name": "x-key", **said},
+    }
+    for path, operations in described["paths"].items():
+        if path.startswith("/v1/") and not path.startswith("/v1/media/"):
+            for operation in operations.values():
+                operation["security"] = [{"x-key": []} if "bfl" in operation["tags"] else {"key": []}]
+
+
+def _summarise(described: dict[str, Any]) -> None:
+    """Names each route by the first sentence of its docstring, not by the function's name."""
+    for operations in described["paths"].values():
+        for operation in operations.values():
+            if sentence := operation.get("description", "").partition("\n\n")[0]:
+                operation["summary"] = " ".join(sentence.split()).partition(". ")[0].rstrip(".")

@@ -84,7 +84,7 @@ async def create(request: Request, caller: Asking) -> Response:
 
 @router.get("/keys", responses={200: {"model": KeyList}, **ERRORS})
 async def listing(request: Request, caller: Asking, project: str | None = None) -> Response:
-    """An admin sees all keys, a member his own and those below it, a viewer his own."""
+    """The keys. An admin sees all keys, a member his own and those below it, a viewer his own."""
     async with services_of(request).database.read() as connection:
         below = None if caller.may("admin") else caller.id
         found = await keys.listed(connection, project=project, below=below)
@@ -94,6 +94,7 @@ async def listing(request: Request, caller: Asking, project: str | None = None) 
 
 @router.get("/keys/{key_id}", responses={200: {"model": KeyObject}, **ERRORS})
 async def one(request: Request, key_id: str, caller: Asking) -> Response:
+    """A key, without itself."""
     with _in_words():
         async with services_of(request).database.read() as connection:
             return JSONResponse(key_object(await _seen(connection, caller, key_id)))
@@ -101,7 +102,7 @@ async def one(request: Request, key_id: str, caller: Asking) -> Response:
 
 @router.patch("/keys/{key_id}", **documented(ChangedKey, KeyObject, form=False, stream=False))
 async def change(request: Request, key_id: str, caller: Asking) -> Response:
-    """Nobody changes what he himself may do, or gives more than he has."""
+    """Changes a key. Nobody changes what he himself may do, or gives more than he has."""
     wanted = _read(ChangedKey, await read_json(request))
     async with _administering(services_of(request), request, caller, "key.change") as action:
         key = await _seen(action.connection, caller, key_id)
@@ -118,7 +119,7 @@ async def change(request: Request, key_id: str, caller: Asking) -> Response:
 
 @router.delete("/keys/{key_id}", responses={200: {"model": KeyObject}, **ERRORS})
 async def revoke(request: Request, key_id: str, caller: Asking) -> Response:
-    """The key and all below it are good no longer. It stays in the list."""
+    """Revokes a key. It and all below it are good no longer. It stays in the list."""
     async with _administering(services_of(request), request, caller, "key.revoke") as action:
         key = await _seen(action.connection, caller, key_id)
         revoked = await keys.revoke(action.connection, key.id, time.time())

@@ -120,6 +120,7 @@ async def listing(
 
 @router.get("/{file_id}", responses={200: {"model": FileObject}, **ERRORS})
 async def one(request: Request, file_id: str, caller: Asking) -> Response:
+    """What is known of a file."""
     return JSONResponse(_object(await _find(services_of(request), caller, file_id)))
 
 
@@ -146,7 +147,7 @@ async def content(request: Request, file_id: str, caller: Asking) -> Response:
 
 @router.delete("/{file_id}", responses={200: {"model": DeletedFile}, **ERRORS})
 async def delete(request: Request, file_id: str, caller: Asking) -> Response:
-    """The bytes go at the next sweep, unless another file or a job has the same."""
+    """Deletes a file. The bytes go at the next sweep, unless another file or a job has the same."""
     require_member(caller, "delete files")
     async with services_of(request).database.write() as connection:
         if not await files.remove(connection, file_id, caller.project):

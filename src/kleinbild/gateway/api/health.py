@@ -16,12 +16,13 @@ DATABASE_SECONDS = 2.0
 
 @router.get("/healthz")
 async def healthz(request: Request) -> Response:
-    """`worst_stall_ms`: the longest that the event loop was held up within the last minute or two."""
+    """The process lives. `worst_stall_ms`: the longest that the event loop was held up within the last minute or two."""
     return JSONResponse({"status": "ok", "worst_stall_ms": round(services_of(request).pulse.worst_seconds * 1000, 1)})
 
 
 @router.get("/readyz", responses={503: {"description": "not yet, or not any more; the answer says what is missing"}})
 async def readyz(request: Request) -> Response:
+    """Pictures can be made."""
     services = services_of(request)
     found = {
         "engine": services.provider.ready,

@@ -92,6 +92,7 @@ async def listing(
 
 @router.get("/jobs/{job_id}", responses={200: {"model": JobObject}, **ERRORS})
 async def one(request: Request, job_id: str, caller: Asking) -> Response:
+    """A job, and what has come of it."""
     services = services_of(request)
     return JSONResponse(answers.job_object(services, await _find(services, caller, job_id), base_url(request)))
 

@@ -19,11 +19,13 @@ CREATED = 1764633600  # 2025-12-02, when the family came out; a model's age is o
 
 @router.get("/models", responses={200: {"model": ModelList}, **ERRORS})
 async def listing(request: Request, caller: Asking) -> Response:
+    """The models that are served here and the key may use."""
     return JSONResponse({"object": "list", "data": [_model(name) for name in _allowed(request, caller)]})
 
 
 @router.get("/models/{model}", responses={200: {"model": ModelObject}, **ERRORS})
 async def one(request: Request, model: str, caller: Asking) -> Response:
+    """A model that is served here."""
     if model not in _allowed(request, caller):
         raise ApiError(404, f"The model {model!r} does not exist.", code="model_not_found", param="model")
     return JSONResponse(_model(model))
@@ -31,6 +33,7 @@ async def one(request: Request, model: str, caller: Asking) -> Response:
 
 @router.post("/moderations", responses=ERRORS, status_code=501)
 async def moderations(caller: Asking) -> Response:  # noqa: ARG001 - who asks must be known
+    """Not there yet."""
     raise ApiError(501, "this server moderates nothing yet", type="server_error", code="not_implemented")
 
 

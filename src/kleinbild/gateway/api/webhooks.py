@@ -140,12 +140,13 @@ async def listing(request: Request, caller: Asking) -> Response:
 
 @router.get("/{webhook_id}", responses={200: {"model": WebhookObject}, **ERRORS})
 async def one(request: Request, webhook_id: str, caller: Asking) -> Response:
+    """An endpoint, without its secret."""
     return JSONResponse(_object(await _find(services_of(request), caller, webhook_id)))
 
 
 @router.delete("/{webhook_id}", responses={200: {"model": DeletedWebhook}, **ERRORS})
 async def remove(request: Request, webhook_id: str, caller: Asking) -> Response:
-    """Nothing more is sent to it, what is waiting to be tried again included."""
+    """Removes an endpoint. Nothing more is sent to it, what is waiting to be tried again included."""
     require_member(caller, "change webhooks")
     async with services_of(request).database.write() as connection:
         if not await webhooks.remove(connection, webhook_id, caller.project):
@@ -186,7 +187,7 @@ async def rotate(request: Request, webhook_id: str, caller: Asking) -> Response:
 
 @router.post("/{webhook_id}/test", responses={200: {"model": TestedWebhook}, **ERRORS})
 async def test(request: Request, webhook_id: str, caller: Asking) -> Response:
-    """Sends a `webhook.test` event now, once. An endpoint that was disabled and takes it is enabled again."""
+    """Tries an endpoint. Sends a `webhook.test` event now, once. An endpoint that was disabled and takes it is enabled again."""
     require_member(caller, "change webhooks")
     services = services_of(request)
     endpoint, now = await _find(services, caller, webhook_id), time.time()
