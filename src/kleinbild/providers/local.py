@@ -19,7 +19,7 @@ from kleinbild.model.weights.settings import Settings
 from kleinbild.model.weights.sources import locate_parts, model_spec
 from kleinbild.providers.base import Capabilities, Inputs, Listener, MadeFile, Step, Waiting
 
-MAX_ATTEMPTS = 3  # of a picture whose worker ended while it was being made
+MAX_ATTEMPTS = 5  # of a picture whose worker ended while it was being made: it may be the picture that ends it
 RESTART_SECONDS = 1.0  # between engines that have given up
 USUAL_STEPS = 4  # of the distilled models; previews are spread over so many if the request does not say
 

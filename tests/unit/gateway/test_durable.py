@@ -10,6 +10,7 @@ import pytest
 from dbos import DBOS
 
 from kleinbild.core.callers import LOCAL
+from kleinbild.core.errors import PromptError, WorkerError
 from kleinbild.core.jobs import ImageWork, Job
 from kleinbild.core.sizes import Size
 from kleinbild.gateway.flow import durable, make
@@ -89,3 +90,25 @@ async def test_workflows_that_ended_long_ago_are_forgotten_and_their_jobs_are_no
         await durable.forget(time.time() + 1)
         assert await workflows() == []
         assert (await ended(services, "job_a")).status == "completed"
+
+
+async def test_a_failure_of_ours_frees_the_key_and_one_of_the_callers_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_services(settings(tmp_path)) as services:
+        for error, name in ((WorkerError("the engine's process ended"), "ours"), (PromptError("a bad word"), "theirs")):
+
+            async def failing(*_, error=error):
+                raise error
+
+            def order(job_id: str, key: str = name) -> Order:
+                return Order(job_id, LOCAL, WORK, key=key, fingerprint="same")
+
+            with monkeypatch.context() as broken:
+                broken.setattr(make, "_pictures", failing)
+                await submit(services, order(f"job_{name}1"))
+                assert (await ended(services, f"job_{name}1")).status == "failed"
+            again = await submit(services, order(f"job_{name}2"))
+            assert again.replayed is (name == "theirs")
+            if not again.replayed:
+                assert (await ended(services, again.job.id)).status == "completed"

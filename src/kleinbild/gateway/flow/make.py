@@ -7,6 +7,7 @@ import io
 import logging
 import time
 from collections import Counter
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -58,8 +59,10 @@ async def _outcome(task: asyncio.Task[Outcome], job_id: str) -> Outcome:
 
 
 async def finish(services: Services, job_id: str, outcome: Outcome, *, release: bool = False) -> Job | None:
-    """Ends the job and tells everybody, unless it had ended before. `release` frees its idempotency key, too."""
+    """Ends the job and tells everybody, unless it had ended before. `release` frees its idempotency key, too; so does a
+    failure of ours, which is no answer to keep: whoever asks again with that key is to get his picture."""
     now = time.time()
+    release |= outcome.error is not None and outcome.error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
     async with services.database.write() as connection:
         job = await jobs.finish(connection, job_id, outcome, now)
         event = job and await services.hub.record(connection, services.hub.new(job, f"job.{outcome.status}"))
