@@ -20,7 +20,8 @@ HEAP_BLOCK = 32 * 2**20  # what glibc's threshold grows to by itself
 
 @contextmanager
 def large_blocks_apart() -> Iterator[None]:
-    """Within, a block of a MiB or more has pages of its own. For the whole process; nothing happens without glibc."""
+    """Within, a block of a MiB or more that fits no hole in the heap has pages of its own. For the whole process; nothing
+    happens without glibc."""
     libc = _glibc()
     if libc is None:
         yield
