@@ -16,7 +16,8 @@ from tests.integration.command import environment
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-ELSEWHERE = ("make", "pip", "kleinbild serve", "kleinbild pull", "kleinbild models check FILE")  # other tests, or need what is not here
+# What other tests do, or needs what is not here.
+ELSEWHERE = ("make", "pip", "kleinbild serve", "kleinbild pull", "kleinbild models check FILE")
 
 
 def blocks(language: str) -> list[str]:
