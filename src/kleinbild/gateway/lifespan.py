@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from kleinbild.core.errors import OutputError
+from kleinbild.core.heap import give_back_holes
 from kleinbild.engine.remote import RemoteEngine
 from kleinbild.gateway.api.media import Media
 from kleinbild.gateway.events import EventHub
@@ -31,6 +32,7 @@ from kleinbild.storage.ownership import owned
 from kleinbild.storage.retention import sweep
 
 SWEEP_SECONDS = 600.0
+TRIM_SECONDS = 4.0
 WORKFLOWS_KEPT_SECONDS = 3600.0  # for a look into what went wrong; the jobs themselves say what became of them
 DAY = 24 * 3600.0
 NICE = 5  # of the engine's process: on few cores the server must answer while pictures are made
@@ -68,7 +70,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         stack.push_async_callback(services.fetcher.aclose)
         await durable.launch(services, data)
         stack.push_async_callback(durable.stop, services)
-        for task in (_sweep(services), services.pulse.beat()):
+        for task in (_sweep(services), _trim(), services.pulse.beat()):
             stack.callback(asyncio.create_task(task).cancel)
         yield services
 
@@ -97,6 +99,12 @@ def fetching(settings: LimitSettings) -> tuple[Reach, FetchLimits]:
     """Where pictures may be fetched from and webhooks be told, and how much of a picture, in what time."""
     reach = Reach(settings.allowed_networks, frozenset(settings.allowed_ports))
     return reach, FetchLimits(max_bytes=int(settings.max_image_mb * 1e6), seconds=settings.fetch_seconds)
+
+
+async def _trim() -> None:
+    while True:
+        await asyncio.sleep(TRIM_SECONDS)
+        await asyncio.to_thread(give_back_holes)
 
 
 async def _sweep(services: Services) -> None:
