@@ -69,8 +69,7 @@ class LimitBody:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
-        max_bytes = self._max_bytes() if is_form else self._max_other_bytes()
+        max_bytes = self._max_bytes() if is_form(headers) else self._max_other_bytes()
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > max_bytes:
             await _refuse(receive, send, _body_too_large(max_bytes), is_sending=True)
@@ -131,6 +130,11 @@ async def _refuse(receive: Receive, send: Send, error: BodyError, *, is_sending:
         while is_sending:
             is_sending = (await receive()).get("more_body", False)
     await send({"type": "http.response.body", "body": b""})
+
+
+def is_form(headers: Headers) -> bool:
+    """Whether a body is declared as one that may hold files."""
+    return headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
 async def read_json(request: Request) -> dict[str, object]:

@@ -23,7 +23,7 @@ from kleinbild.gateway.api.waiting import (
     require_pictures,
     with_heartbeats,
 )
-from kleinbild.gateway.bodies import read_form, read_json
+from kleinbild.gateway.bodies import is_form, read_form, read_json
 from kleinbild.gateway.described import ImagesObject, documented
 from kleinbild.gateway.errors import ApiError, as_object, client_gone
 from kleinbild.gateway.events import LAST
@@ -55,7 +55,7 @@ async def generations(request: Request, caller: Making) -> Response:
 @router.post("/edits", **documented(WantedEdit, ImagesObject, form=True))
 async def edits(request: Request, caller: Making) -> Response:
     """A picture, or several, changed as the prompt says: as a form with files, or JSON with `images`."""
-    if is_form(request):
+    if is_form(request.headers):
         wanted, pictures = await read_edit_form(request, caller)
     else:
         wanted, pictures = await read_edit_json(request, caller)
@@ -120,10 +120,6 @@ async def read_form_as(kind: type[Wanted], request: Request, caller: Caller) -> 
                 references.append(taken)
     references += await take_sources(services, caller, {"references": wanted.references})
     return wanted, Pictures(tuple(references), mask)
-
-
-def is_form(request: Request) -> bool:
-    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
 async def make(request: Request, caller: Caller, wanted: Wanted, pictures: Pictures) -> Response:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kleinbild.core.callers import Caller
-from kleinbild.core.jobs import ImageWork, Job, JobError, Outcome, PictureRef
+from kleinbild.core.jobs import ImageWork, Job, JobError, Outcome
 from kleinbild.gateway.errors import ApiError
 from kleinbild.gateway.flow import durable
 from kleinbild.gateway.flow.make import finish, load_inputs
@@ -158,7 +158,3 @@ def _same(held: Claim, order: Order, job: Job | None) -> Job | None:
             param="Idempotency-Key",
         )
     return job
-
-
-def pictures_of(work: ImageWork) -> tuple[PictureRef, ...]:
-    return (*work.references, *((work.mask,) if work.mask else ()))
