@@ -155,7 +155,7 @@ async def read_json(request: Request) -> dict[str, object]:
 
 
 def _parse_json(body: bytes) -> dict[str, object]:
-    if sum(body.count(sign) for sign in _STRUCTURE) > _MAX_STRUCTURE:
+    if _num_values(body) > _MAX_STRUCTURE:
         raise BodyError("the JSON holds too many values", "send pictures as base64 strings, URLs or file ids")
     try:
         # Not the standard library's: this one is three times as fast with large strings, and takes neither NaN nor
@@ -166,6 +166,12 @@ def _parse_json(body: bytes) -> dict[str, object]:
     if not isinstance(value, dict):
         raise BodyError("the body is JSON, but no object", 'send an object, such as {"prompt": "a red fox"}')
     return value
+
+
+def _num_values(body: bytes) -> int:
+    """At most so many. Counted a piece at a time, for between two of them others have the interpreter."""
+    starts = range(0, len(body), SPOOL_BYTES)
+    return sum(body.count(sign, start, start + SPOOL_BYTES) for start in starts for sign in _STRUCTURE)
 
 
 async def discard_body(request: Request) -> None:

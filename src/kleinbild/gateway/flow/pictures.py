@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 HOUR = 3600.0
 PIECE = 256 * 1024  # characters; a multiple of four
+MAX_HEAD = 4096  # of a data URL: what stands before its comma
 MAX_NAME = 255  # characters that are kept, from the end: a data URL can hold a name of megabytes
 
 
@@ -96,24 +97,23 @@ async def _keep(services: Services, file: bytes, name: str) -> PictureRef:
 
 def _data_of(url: str) -> tuple[bytes, str]:
     """The file in a data URL, and the name that a parameter `name` gives it."""
-    head, _, data = url.partition(",")
-    _, *parameters = head.split(";")
+    comma = url.find(",") if "," in url[:MAX_HEAD] else len(url)
+    _, *parameters = url[: min(comma, MAX_HEAD)].split(";")
     if not parameters or parameters[-1] != "base64":
         raise PictureError("a data URL must be base64", "write data:image/png;base64,…")
     name = next((unquote(each[5:]) for each in parameters if each.startswith("name=")), "")
     try:
-        return decoded(data), name
+        return decoded(url, comma + 1), name
     except (binascii.Error, ValueError) as error:
         raise PictureError(f"a data URL is not base64: {error}", "encode the file again") from error
 
 
-def decoded(text: str) -> bytes:
-    """Of base64. A piece at a time: the whole of a large file would keep the interpreter to itself, and hold up all others."""
-    pieces = (text[start : start + PIECE] for start in range(0, len(text), PIECE))
-    *first, last = pieces if text else ("",)
-    file = bytearray()
-    for piece in first:
-        file += base64.b64decode(piece, validate=True)
-        if len(file) % (PIECE // 4 * 3):
+def decoded(text: str, start: int = 0) -> bytes:
+    """Of base64, from `start` on. A piece at a time, and joined once: whatever takes the whole of a large file in one go
+    keeps the interpreter to itself for as long, and holds up all others."""
+    files: list[bytes] = []
+    for begin in range(start, len(text), PIECE):
+        if files and len(files[-1]) != PIECE // 4 * 3:
             raise ValueError("padding within the text")
-    return bytes(file + base64.b64decode(last, validate=True))
+        files.append(base64.b64decode(text[begin : begin + PIECE], validate=True))
+    return b"".join(files)
