@@ -9,16 +9,20 @@ Nobody here retries: `gateway.flow.attempt` does, the one owner of retries. (Pol
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from kleinbild.core.deployments import Can
 from kleinbild.core.errors import KleinbildError
 from kleinbild.core.jobs import ImageWork
 from kleinbild.core.prices import BilledTokens
-from kleinbild.providers.base import Inputs
+from kleinbild.core.tokens import NO_TOKENS, Tokens
+from kleinbild.providers.base import Inputs, Listener
+
+NO_TIMINGS: Mapping[str, float] = MappingProxyType({})
 
 Acceptance = Literal["refused", "accepted", "unknown"]
 """Whether a service took work on: proven not to (it costs nothing), taken, or nobody knows."""
@@ -70,7 +74,7 @@ class ProviderError(KleinbildError):
 class Call:
     """`count` pictures of `work`, from the one with index `first` (its seed is `work.seed` + `first`), at the service's
     `model`. `id` is the attempt's: it goes along where a service keeps such a thing, so that bills can be compared.
-    `seconds` are left for all of it."""
+    `seconds` are left for all of it. `listener` is told of each step by the places that have steps."""
 
     id: str
     model: str
@@ -80,14 +84,19 @@ class Call:
     count: int = 1
     seconds: float = 600.0
     user: str | None = None
+    listener: Listener | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """One picture as it was delivered: a file, checked to be a picture. `seed` is None where the service does not tell."""
+    """One picture as it was delivered: a file, checked to be a picture. `seed` is None where the service does not tell.
+    `timings` are seconds by stage, `tokens` those that the transformer saw and `fingerprint` the weights', where known."""
 
     file: bytes
     seed: int | None = None
+    timings: Mapping[str, float] = field(default=NO_TIMINGS)
+    fingerprint: str = ""
+    tokens: Tokens = NO_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
