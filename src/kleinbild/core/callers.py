@@ -17,6 +17,7 @@ class Limits:
     requests_per_minute: int | None = None
     images_per_minute: int | None = None
     concurrent_jobs: int | None = None
+    megapixels_per_minute: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class Caller:
 
     `models` and `routes` are what he may use; None allows all. A route is a prefix of the path, such as `/v1/images`.
     `above` are the keys that his came from, with their limits, that his use counts against, too: else whoever has a limit
-    would have it once more with each key that he makes.
+    would have it once more with each key that he makes. `payers` are all keys above his: their budgets count what he
+    spends, too. By `policy` his requests are routed, None is the server's.
     """
 
     id: str
@@ -36,6 +38,8 @@ class Caller:
     routes: tuple[str, ...] | None = None
     limits: Limits = Limits()
     above: tuple[tuple[str, Limits], ...] = ()
+    policy: str | None = None
+    payers: tuple[str, ...] = ()
 
     def may(self, role: Role) -> bool:
         return ROLES.index(self.role) >= ROLES.index(role)

@@ -18,6 +18,12 @@ bug of ours. `exit_code` is what the command line leaves with; the codes are doc
      ├── OutputError           the result cannot be written                    exit 4
      ├── DatabaseError         the server's database cannot be used            exit 4
      ├── NetworkError          the hub or a server cannot be reached           exit 5
+     ├── PlacesError           no place could make the picture                 exit 5
+     │    ├── NoPlaceError     none may, or can, by what was asked for
+     │    ├── ModeratedError   a service refused what was asked for or made
+     │    ├── BusyError        all are at their limits, for now
+     │    ├── LateError        none was done in time
+     │    └── UnsureError      one may have made it and its answer was lost
      └── EngineError           the engine could not make the picture           exit 6
           ├── CapacityError    it needs more memory than there is
           ├── CancelledError   the caller did not want it any more
@@ -95,6 +101,36 @@ class DatabaseError(KleinbildError):
 
 class NetworkError(KleinbildError):
     exit_code = 5
+
+
+class PlacesError(KleinbildError):
+    """Of all places that were asked, on this machine or elsewhere, none made the picture."""
+
+    exit_code = 5
+
+
+class NoPlaceError(PlacesError):
+    """No place that is configured may or can do what was asked for."""
+
+    exit_code = 2
+
+
+class ModeratedError(PlacesError):
+    """A service's own rules are against the prompt, a picture given, or the picture made."""
+
+    exit_code = 2
+
+
+class BusyError(PlacesError):
+    pass
+
+
+class LateError(PlacesError):
+    pass
+
+
+class UnsureError(PlacesError):
+    """Whether a picture was made, and will be charged, is not known; asking elsewhere could pay twice."""
 
 
 class EngineError(KleinbildError):

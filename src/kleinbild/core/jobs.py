@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 from kleinbild.core.formats import PictureFormat
+from kleinbild.core.money import ZERO
 from kleinbild.core.sizes import Size
 from kleinbild.core.tokens import NO_TOKENS, Tokens
 
@@ -78,7 +80,8 @@ class Outcome:
     """How a job ended: with `pictures` or with an `error`; both are empty if it was cancelled.
 
     `timings` are seconds by stage and `tokens` what the model took, summed over the pictures; `fingerprint` is the
-    weights'.
+    weights'. `cost` is in US dollars, of all `attempts`, those that made nothing included; `deployments` are those that
+    made the pictures.
     """
 
     status: JobStatus
@@ -88,6 +91,9 @@ class Outcome:
     tokens: Tokens = NO_TOKENS
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
+    cost: Decimal = ZERO
+    attempts: int = 0
+    deployments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

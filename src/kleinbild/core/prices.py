@@ -63,11 +63,11 @@ class Price:
     per_megapixel: Decimal | None = None
     per_input_megapixel: Decimal | None = None
     per_step: Decimal | None = None
-    by_quality: Mapping[str, Decimal] = field(default=NOTHING)
+    by_quality: Mapping[str, Decimal] = field(default_factory=lambda: NOTHING)
     per_1m_input_text_tokens: Decimal | None = None
     per_1m_input_image_tokens: Decimal | None = None
     per_1m_output_image_tokens: Decimal | None = None
-    tokens_by_quality: Mapping[str, Decimal] = field(default=NOTHING)
+    tokens_by_quality: Mapping[str, Decimal] = field(default_factory=lambda: NOTHING)
     whole_megapixels: bool = False
     version: str = ""
     source: str = ""
@@ -82,6 +82,10 @@ class Price:
         if not self.is_known:
             raise UnknownPriceError("no price is known", "set `price` of the deployment")
         return (self.per_request or ZERO) + self._pictures(measure) + self._tokens(measure)
+
+    def of_prompt(self, num_bytes: int) -> Decimal:
+        """The most that the prompt itself can cost, which a quote leaves out: no token is shorter than a byte."""
+        return (self.per_1m_input_text_tokens or ZERO) * num_bytes / MILLION
 
     def _pictures(self, measure: Measure) -> Decimal:
         each = self.per_image or ZERO

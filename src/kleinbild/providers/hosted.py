@@ -94,7 +94,7 @@ class Fetched:
 
     file: bytes
     seed: int | None = None
-    timings: Mapping[str, float] = field(default=NO_TIMINGS)
+    timings: Mapping[str, float] = field(default_factory=lambda: NO_TIMINGS)
     fingerprint: str = ""
     tokens: Tokens = NO_TOKENS
 

@@ -1,9 +1,10 @@
 """The engine on this machine as one of the places that make pictures: it costs what the operator says, bills nobody, and
 what was begun there ends when nobody waits for it any more."""
 
+# ruff: noqa: ARG002 - a place without handles is given them all the same
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kleinbild.core.deployments import Can
 from kleinbild.core.errors import EngineError, ModelError

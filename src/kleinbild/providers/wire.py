@@ -7,21 +7,26 @@ what most of them have in common.
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import httpx2
 
 from kleinbild import __version__
 from kleinbild.core.errors import DestinationError, FetchError
+from kleinbild.providers.connections import Connections
 from kleinbild.providers.hosted import Acceptance, Cause, ProviderError
 from kleinbild.safety.fetch import Fetcher
 
 CONNECT_SECONDS = 5.0
 MAX_ANSWER_BYTES = 256 * 10**6  # ten pictures of 4 megapixels as base64, generously
 MAX_DETAIL = 500
+UNSURE = (500, 502, 504, 520, 524)
+"""After these the service itself may have gone on: broken under way, or cut off by what stands before it."""
 NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
 USER_AGENT = f"kleinbild/{__version__}"
 Authorize = Callable[[], Mapping[str, str]]
@@ -46,9 +51,8 @@ class Wire:
         self.base_url = base_url.rstrip("/")
         self._authorize, self._fetcher = authorize, fetcher
         self._own_hosts = (httpx2.URL(base_url).host, *own_hosts)
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0)
         self._client = httpx2.AsyncClient(
-            transport=transport or httpx2.AsyncHTTPTransport(trust_env=False, limits=limits),
+            transport=transport or Connections(),
             follow_redirects=False,
             trust_env=False,
             headers={"User-Agent": USER_AGENT},
@@ -56,7 +60,10 @@ class Wire:
 
     def is_own(self, url: str) -> bool:
         """Whether the service's key may go to that address."""
-        parsed = httpx2.URL(url)
+        try:
+            parsed = httpx2.URL(url)
+        except (httpx2.InvalidURL, ValueError):
+            return False
         own = any(parsed.host == host or parsed.host.endswith(f".{host}") for host in self._own_hosts if host)
         base = httpx2.URL(self.base_url)
         return own and (parsed.scheme == "https" or (parsed.scheme, parsed.host, parsed.port) == _origin(base))
@@ -73,9 +80,12 @@ class Wire:
         params: Mapping[str, str] | None = None,
         seconds: float = 60.0,
         buys: bool = True,
+        read: Callable[[httpx2.Response], Awaitable[None]] | None = None,
     ) -> httpx2.Response:
         """The whole answer, of any status. `path` is below `base_url`, or a URL that the service gave, of its own hosts.
-        `buys`: it may cost something, so that a lost answer leaves us not knowing. Raises ProviderError."""
+        `seconds` are for all of it but the connecting. `buys`: it may cost something, so that a lost answer leaves us not
+        knowing; one that begins well and breaks off is of work that was taken on. `read` takes the body in, `read_whole`
+        unless something else is to be done with it as it arrives. Raises ProviderError."""
         url = path if "://" in path else f"{self.base_url}{path}"
         if not self.is_own(url):
             raise ProviderError(
@@ -83,8 +93,9 @@ class Wire:
                 cause="bad_answer",
                 acceptance="unknown" if buys else "accepted",
                 billed=None,
-                detail=f"host {httpx2.URL(url).host!r}",
+                detail=f"it is {url[:MAX_DETAIL].partition('?')[0]!r}",
             )
+        connect = min(seconds, CONNECT_SECONDS)
         request = self._client.build_request(
             method,
             url,
@@ -93,17 +104,22 @@ class Wire:
             files=files,
             params=params,
             headers={**(headers or {}), **self._authorize()},
-            timeout=httpx2.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
+            timeout=httpx2.Timeout(seconds, connect=connect),
         )
+        response: httpx2.Response | None = None
         try:
-            response = await self._client.send(request, stream=True)
-            try:
-                await _read(response)
-            finally:
-                await response.aclose()
-        except httpx2.TransportError as error:
-            raise _of_transport(error, buys=buys) from error
-        return response
+            async with asyncio.timeout(connect + seconds):
+                response = await self._client.send(request, stream=True)
+                try:
+                    await (read or read_whole)(response)
+                finally:
+                    await response.aclose()
+        except (httpx2.RequestError, TimeoutError) as error:
+            if response is None:
+                raise _of_transport(error, buys=buys) from error
+            if response.is_success:
+                raise _broken_off(error, buys=buys) from error
+        return response  # also if it broke off and is a refusal, which its status tells
 
     async def picture(self, url: str, *, seconds: float = 60.0) -> bytes:
         """What is at a result's URL, soon after it was given: it expires. Raises ProviderError, "bad_answer", of work that
@@ -120,18 +136,25 @@ class Wire:
                 return await fetched.read()
         except (DestinationError, FetchError) as error:
             raise _no_picture(error.message) from error
+        except ProviderError as error:  # of a request that bought nothing: what it is for was bought before
+            raise _no_picture(error.detail) from error
 
     async def close(self) -> None:
         await self._client.aclose()
 
 
 def usual_error(
-    response: httpx2.Response, message: str, *, unsure: tuple[int, ...] = (500, 502, 504), detail: str = ""
+    response: httpx2.Response,
+    message: str,
+    *,
+    cause: Cause | None = None,
+    unsure: tuple[int, ...] = UNSURE,
+    detail: str = "",
 ) -> ProviderError:
     """What an HTTP status of 400 or more means nearly everywhere, for an answer to what buys. After the `unsure` ones
-    nobody knows whether the work was taken on."""
+    nobody knows whether the work was taken on. `cause`: what the service says that it is."""
     status = response.status_code
-    cause = _CAUSES.get(status, "overloaded" if status >= 500 else "invalid")
+    cause = cause or cause_of(status)
     acceptance: Acceptance = "unknown" if status in unsure else "refused"
     return ProviderError(
         message[:MAX_DETAIL],
@@ -145,17 +168,25 @@ def usual_error(
     )
 
 
+def cause_of(status: int) -> Cause:
+    return _CAUSES.get(status, "overloaded" if status >= 500 else "invalid")
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds, from `retry-after-ms` or `Retry-After` as seconds or a date; None for nothing that can be read."""
     try:
         if (ms := headers.get("retry-after-ms")) is not None:
-            return max(0.0, float(ms) / 1000)
+            return _waiting(float(ms) / 1000)
         if (text := headers.get("retry-after")) is None:
             return None
-        return max(0.0, float(text))
+        return _waiting(float(text))
     except ValueError:
         parsed = email.utils.parsedate_tz(headers.get("retry-after", ""))
         return max(0.0, email.utils.mktime_tz(parsed) - time.time()) if parsed else None
+
+
+def _waiting(seconds: float) -> float | None:
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 _CAUSES: Mapping[int, Cause] = {
@@ -169,21 +200,36 @@ _CAUSES: Mapping[int, Cause] = {
 }
 
 
-async def _read(response: httpx2.Response) -> None:
-    """Into memory, up to a bound."""
+async def read_whole(response: httpx2.Response) -> None:
+    """Into memory, up to a bound; as much as came, if it breaks off."""
     size = 0
     chunks = []
-    async for chunk in response.aiter_bytes():
-        size += len(chunk)
-        if size > MAX_ANSWER_BYTES:
-            raise httpx2.ReadError("the answer is too large")
-        chunks.append(chunk)
-    response._content = b"".join(chunks)  # noqa: SLF001 - what its own `aread` does, without a bound
+    try:
+        async for chunk in response.aiter_bytes():
+            size += len(chunk)
+            if size > MAX_ANSWER_BYTES:
+                raise httpx2.ReadError("the answer is too large")
+            chunks.append(chunk)
+    finally:
+        response._content = b"".join(chunks)  # noqa: SLF001 - what its own `aread` does, without a bound
 
 
-def _of_transport(error: httpx2.TransportError, *, buys: bool) -> ProviderError:
+def _broken_off(error: Exception, *, buys: bool) -> ProviderError:
+    """Of an answer that began as one of success."""
+    if not buys:
+        return _of_transport(error, buys=False)
+    return ProviderError(
+        "the service's answer broke off",
+        cause="bad_answer",
+        acceptance="accepted",
+        billed=None,
+        detail=f"{type(error).__name__}: {error}"[:MAX_DETAIL],
+    )
+
+
+def _of_transport(error: Exception, *, buys: bool) -> ProviderError:
     never = isinstance(error, NEVER_SENT)
-    timed_out = isinstance(error, httpx2.TimeoutException)
+    timed_out = isinstance(error, httpx2.TimeoutException | TimeoutError)
     acceptance: Acceptance = "refused" if never else "unknown" if buys else "accepted"
     return ProviderError(
         "the service cannot be reached" if never else "the service's answer was lost",

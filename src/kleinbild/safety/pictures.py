@@ -23,6 +23,7 @@ from typing import Literal
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from kleinbild.core.errors import PictureError
+from kleinbild.core.sizes import Size
 
 PictureFormat = Literal["PNG", "JPEG", "WEBP", "GIF"]
 
@@ -62,16 +63,42 @@ def sniff(file: bytes, name: str = "the picture") -> PictureFormat:
 
 def clean(file: bytes, name: str = "the picture", limits: PictureLimits = PictureLimits()) -> bytes:
     """The same picture as a JPEG or PNG without anything else. Raises PictureError, calling it `name`."""
+    with _decoded(file, name, limits) as image:
+        if image.format == "JPEG" and not _needs_change(image):
+            return _bare_jpeg(file)
+        return _png(_in_srgb(ImageOps.exif_transpose(image)))
+
+
+def measure(file: bytes, name: str = "the picture", limits: PictureLimits = PictureLimits()) -> Size:
+    """Its width and height. It is read to its end, so that a file cut short is seen: a PNG by its checksums, which takes a
+    twentieth of the time, any other by decoding it. Raises PictureError, as `clean`."""
+    with _opened(file, name, limits) as image:
+        size = Size(image.width, image.height)
+        if image.format == "PNG":
+            image.verify()
+        else:
+            image.load()
+        return size
+
+
+@contextmanager
+def _decoded(file: bytes, name: str, limits: PictureLimits) -> Iterator[Image.Image]:
+    """The whole picture. What a decoder raises, here or inside the `with`, becomes a PictureError."""
+    with _opened(file, name, limits) as image:
+        image.load()
+        yield image
+
+
+@contextmanager
+def _opened(file: bytes, name: str, limits: PictureLimits) -> Iterator[Image.Image]:
+    """Its header, within the limits."""
     if len(file) > limits.max_bytes:
         raise PictureError(f"{name} has {len(file) / 1e6:.0f} MB", f"give at most {limits.max_bytes / 1e6:g} MB")
     format_ = sniff(file, name)
     try:
         with _quietly(), Image.open(io.BytesIO(file), formats=(format_,)) as image:
             _check_pixels(image, name, limits)
-            image.load()
-            if format_ == "JPEG" and not _needs_change(image):
-                return _bare_jpeg(file)
-            return _png(_in_srgb(ImageOps.exif_transpose(image)))
+            yield image
     except PictureError:
         raise
     except Image.DecompressionBombError as error:

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from kleinbild.core.errors import PictureError
-from kleinbild.safety.pictures import PictureLimits, clean, sniff
+from kleinbild.core.sizes import Size
+from kleinbild.safety.pictures import PictureLimits, clean, measure, sniff
 
 SECRET = b"geheim-47.37N-8.54E"
 
@@ -249,3 +250,11 @@ def test_damaged_files_are_refused_in_words(name):
         except PictureError:
             continue
         opened(cleaned)
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_a_picture_is_measured_and_one_cut_short_is_not(format_):
+    file = encoded(picture(), format_)
+    assert measure(file) == Size(48, 32)
+    with pytest.raises(PictureError, match="damaged or cut short"):
+        measure(file[: len(file) // 2])

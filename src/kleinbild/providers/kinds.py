@@ -1,0 +1,44 @@
+"""The kinds of providers by name: how each is made, and what it can do with a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import httpx2
+
+from kleinbild.core.deployments import Can, ProviderKind
+from kleinbild.providers import bfl, fal, openai, replicate, stability, together
+from kleinbild.providers.hosted import Hosted
+from kleinbild.safety.fetch import Fetcher
+
+CAPABILITIES: Mapping[ProviderKind, Callable[[str], Can]] = {
+    "openai": openai.capabilities,
+    "bfl": bfl.capabilities,
+    "replicate": replicate.capabilities,
+    "together": together.capabilities,
+    "stability": stability.capabilities,
+    "fal": fal.capabilities,
+}
+"""Of all but the engine on this machine, which says so itself."""
+_CLASSES = {
+    "openai": (openai.OpenAI, openai.DEFAULT_URL),
+    "bfl": (bfl.BlackForestLabs, bfl.DEFAULT_URL),
+    "replicate": (replicate.Replicate, replicate.DEFAULT_URL),
+    "together": (together.Together, together.DEFAULT_URL),
+    "stability": (stability.Stability, stability.DEFAULT_URL),
+    "fal": (fal.Fal, fal.DEFAULT_URL),
+}
+
+
+def hosted(
+    kind: ProviderKind,
+    key: str | None,
+    base_url: str | None = None,
+    *,
+    fetcher: Fetcher | None = None,
+    transport: httpx2.AsyncBaseTransport | None = None,
+) -> Hosted:
+    """An account at a service; `base_url` is the service's own unless somebody says otherwise."""
+    make, usual = _CLASSES[kind]
+    place: Hosted = make(key, base_url=base_url or usual, fetcher=fetcher, transport=transport)
+    return place

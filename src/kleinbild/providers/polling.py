@@ -1,0 +1,194 @@
+"""Asking again and again how work is going that a service took on: soon at first, then less and less often.
+
+A poll that fails tells nothing about the work, so asking goes on until the time is up; what the service says of the work
+ends it. A service may not know its own work for a moment, on another of its machines: only when it says so several times
+is it believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, TypeVar
+
+import httpx2
+
+from kleinbild.providers.hosted import Cause, Handle, ProviderError
+from kleinbild.providers.wire import cause_of, retry_after
+
+FIRST_SECONDS = 0.4
+LONGEST_SECONDS = 5.0
+FACTOR = 1.5
+ANSWER_SECONDS = 15.0
+"""For the answer to one poll; then it has failed, and the next one follows."""
+SUBMIT_SECONDS = 60.0
+"""For the answer to what is asked for, which comes at once."""
+BELIEVED_MISSING = 3
+"""As often in a row a service must say that it does not know the work."""
+
+_PASSING: frozenset[Cause] = frozenset({"connection", "timeout", "rate_limited", "overloaded"})
+_MISSING = frozenset({httpx2.codes.NOT_FOUND, httpx2.codes.GONE})
+T = TypeVar("T")
+
+
+class Look(Enum):
+    """What a poll may say that ends nothing."""
+
+    PENDING = auto()
+    MISSING = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Where tests put a time of their own."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+CLOCK = Clock()
+UsualSeconds = Callable[[str], float | None]
+"""How long a model takes as a rule, by its name at the service; None if that is not known."""
+
+
+def unknown(_: str) -> float | None:
+    return None
+
+
+class Deadline:
+    """The end of a call that has so many seconds left."""
+
+    def __init__(self, seconds: float, clock: Clock = CLOCK) -> None:
+        self._clock, self._end = clock, clock.now() + seconds
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self._end - self._clock.now())
+
+    async def wait(self, seconds: float) -> None:
+        await self._clock.sleep(min(seconds, self.left))
+
+
+Ask = Callable[[float], Awaitable[httpx2.Response]]
+"""Sends one poll, whose answer may take so many seconds."""
+
+
+def succeeded(response: httpx2.Response) -> bool:
+    return response.is_success
+
+
+async def poll(
+    ask: Ask,
+    read: Callable[[httpx2.Response], T | Look],
+    *,
+    handle: Handle,
+    deadline: Deadline,
+    first: float | None = FIRST_SECONDS,
+    readable: Callable[[httpx2.Response], bool] = succeeded,
+) -> T:
+    """What `read` makes of the first answer that tells how the work ended. It gets the `readable` ones.
+
+    `first` are the seconds before the first poll, such as those that the work takes as a rule; None for a usual start.
+    Raises ProviderError: what `read` raises; of the cause "timeout" at the deadline, after a last look; or of a service
+    that does not let us look, or does not know the work. All have the `handle`.
+    """
+    try:
+        return await _poll(ask, lambda response: _look(response, read, readable), handle, deadline, _start(first))
+    except ProviderError as error:
+        error.handle = handle
+        raise
+
+
+async def _poll(
+    ask: Ask, look: Callable[[httpx2.Response], T | Look], handle: Handle, deadline: Deadline, wait: float
+) -> T:
+    interval, missing = FIRST_SECONDS, 0
+    while True:
+        await deadline.wait(wait)
+        is_last, after = deadline.left <= 0, None
+        try:
+            response = await ask(min(ANSWER_SECONDS, max(deadline.left, 1.0)))
+        except ProviderError as error:
+            if error.cause not in _PASSING:
+                raise
+            told = error.detail
+        else:
+            found = look(response)
+            if not isinstance(found, Look):
+                return found
+            missing = missing + 1 if found is Look.MISSING else 0
+            if missing == BELIEVED_MISSING:
+                raise lost(handle)
+            told, after = f"status {response.status_code}", retry_after(response.headers)
+        if is_last:
+            raise late(handle, f"of the last poll: {told}")
+        wait = max(interval, after or 0.0)
+        interval = min(interval * FACTOR, LONGEST_SECONDS)
+
+
+def object_of(response: httpx2.Response) -> dict[str, Any]:
+    """The JSON object that was answered; empty if it was none, which tells nothing."""
+    try:
+        body = response.json()
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+@contextmanager
+def of_accepted(handle: Handle) -> Iterator[None]:
+    """What fails within tells nothing of the work, which may go on."""
+    try:
+        yield
+    except ProviderError as error:
+        error.acceptance, error.billed, error.handle = "accepted", None, handle
+        raise
+
+
+def late(handle: Handle, detail: str = "") -> ProviderError:
+    return ProviderError(
+        "the service did not finish in time",
+        cause="timeout",
+        acceptance="accepted",
+        billed=None,
+        handle=handle,
+        detail=detail,
+    )
+
+
+def lost(handle: Handle, detail: str = "") -> ProviderError:
+    return ProviderError(
+        "the service does not know the work that it took on",
+        cause="not_found",
+        acceptance="unknown",
+        billed=None,
+        handle=handle,
+        detail=detail,
+    )
+
+
+def _start(first: float | None) -> float:
+    return FIRST_SECONDS if first is None else min(first, LONGEST_SECONDS)
+
+
+def _look(
+    response: httpx2.Response, read: Callable[[httpx2.Response], T | Look], readable: Callable[[httpx2.Response], bool]
+) -> T | Look:
+    if readable(response):
+        return read(response)
+    if response.status_code in _MISSING:
+        return Look.MISSING
+    cause = cause_of(response.status_code)
+    if cause in _PASSING:
+        return Look.PENDING
+    raise ProviderError(
+        "the service does not tell how the work is going",
+        cause=cause if cause == "credentials" else "bad_answer",
+        acceptance="accepted",
+        billed=None,
+        status=response.status_code,
+    )
