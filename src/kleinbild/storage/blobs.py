@@ -22,11 +22,11 @@ from typing import IO
 
 import obstore
 from obstore.store import LocalStore, ObjectStore, from_url
-from sqlalchemy import Exists, case, delete, exists, null, or_, select
+from sqlalchemy import Exists, delete, exists, select
 
 from kleinbild.core.errors import KleinbildError, RequestError
+from kleinbild.storage.commits import Commits
 from kleinbild.storage.database import Database
-from kleinbild.storage.dialects import insert_into
 from kleinbild.storage.schema import blobs, files
 
 CHUNK = 256 * 1024
@@ -46,9 +46,19 @@ class Blob:
     chunks: AsyncIterator[bytes]
 
 
+_KEEP = """
+INSERT INTO blobs (sha256, bytes, media_type, created_at, expires_at)
+VALUES (:sha256, :bytes, :media_type, :created_at, :expires_at)
+ON CONFLICT (sha256) DO UPDATE SET expires_at = CASE
+WHEN blobs.expires_at IS NULL OR excluded.expires_at IS NULL THEN NULL
+WHEN excluded.expires_at > blobs.expires_at THEN excluded.expires_at ELSE blobs.expires_at END
+"""
+
+
 class Blobs:
-    def __init__(self, database: Database, store: ObjectStore) -> None:
+    def __init__(self, database: Database, store: ObjectStore, commits: Commits | None = None) -> None:
         self._database, self._store = database, store
+        self._commits = commits or Commits(database)
 
     async def put(self, data: Data, media_type: str, expires_at: float | None) -> str:
         """Keeps `data`, all of it if it is a file, until `expires_at` at least (None: for good), and gives its SHA-256.
@@ -86,13 +96,14 @@ class Blobs:
         return sum([await self._delete(sha256, now) for sha256 in found])
 
     async def _keep_row(self, sha256: str, num_bytes: int, media_type: str, expires_at: float | None) -> None:
-        async with self._database.write() as connection:
-            new = insert_into(connection, blobs).values(
-                sha256=sha256, bytes=num_bytes, media_type=media_type, created_at=time.time(), expires_at=expires_at
-            )
-            old, given = blobs.c.expires_at, new.excluded.expires_at
-            latest = case((or_(old.is_(None), given.is_(None)), null()), (given > old, given), else_=old)
-            await connection.execute(new.on_conflict_do_update(index_elements=["sha256"], set_={"expires_at": latest}))
+        row = {
+            "sha256": sha256,
+            "bytes": num_bytes,
+            "media_type": media_type,
+            "created_at": time.time(),
+            "expires_at": expires_at,
+        }
+        await self._commits.make(lambda run: run(_KEEP, row).rowcount, durable=False)
 
     async def _delete(self, sha256: str, now: float) -> bool:
         """Whether it was still to be deleted once its row was locked."""
@@ -122,9 +133,9 @@ class Blobs:
                 raise _missing(sha256) from error
 
 
-def open_blobs(database: Database, place: Path | str) -> Blobs:
+def open_blobs(database: Database, place: Path | str, commits: Commits | None = None) -> Blobs:
     """The blobs at `place`, whose rows are in `database`. Raises RequestError as `store_at` does."""
-    return Blobs(database, store_at(place))
+    return Blobs(database, store_at(place), commits)
 
 
 def store_at(place: Path | str) -> ObjectStore:

@@ -92,7 +92,10 @@ def _connect(url: URL) -> Database:
                 "pip install 'kleinbild[postgres]'",
             ) from error
         return Database(engine, engine)
-    writer = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=BUSY_MS / 1000)
+    # Whoever has the writer ends what he began himself; a rollback at each return would be one more wait for its thread.
+    writer = create_async_engine(
+        url, pool_size=1, max_overflow=0, pool_timeout=BUSY_MS / 1000, pool_reset_on_return=None
+    )
     reader = create_async_engine(url, pool_size=NUM_READERS, max_overflow=0, pool_timeout=BUSY_MS / 1000)
     for engine, begin in ((writer, "BEGIN IMMEDIATE"), (reader, "BEGIN")):
         _prepare_sqlite(engine, begin)

@@ -6,14 +6,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
+from pydantic_core import to_json
 from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kleinbild.core.jobs import FINAL, ImageWork, Job, JobEvent, JobStatus, Outcome
+from kleinbild.storage import decisions
+from kleinbild.storage.commits import Change, Run
+from kleinbild.storage.decisions import Decision
 from kleinbild.storage.schema import events, jobs
 
 _WORK = TypeAdapter(ImageWork)
 _OUTCOME = TypeAdapter(Outcome)
+_ADD = """
+INSERT INTO jobs (id, caller, project, task, model, status, work, warnings, metadata, created_at, started_at)
+VALUES (:id, :caller, :project, :task, :model, :status, :work, :warnings, :metadata, :created_at, :started_at)
+"""
+_ADD_EVENT = "INSERT INTO events (id, job_id, project, type, data) VALUES (:id, :job_id, :project, :type, :data)"
+_END = """
+UPDATE jobs SET status = :status, outcome = :outcome, completed_at = :now
+WHERE id = :id AND status NOT IN ('completed', 'failed', 'cancelled')
+"""
 
 
 async def add(connection: AsyncConnection, job: Job) -> None:
@@ -32,6 +45,44 @@ async def add(connection: AsyncConnection, job: Job) -> None:
             created_at=job.created_at,
         )
     )
+
+
+def added(job: Job, decision: Decision, happened: Sequence[JobEvent]) -> Change[None]:
+    """The job, why it goes where it goes, and what has happened to it: one change, for `Commits`."""
+    row = {
+        "id": job.id,
+        "caller": job.caller,
+        "project": job.project,
+        "task": job.work.task,
+        "model": job.work.model,
+        "status": job.status,
+        "work": _json(_WORK.dump_python(job.work, mode="json")),
+        "warnings": _json(list(job.warnings)),
+        "metadata": _json(job.metadata or {}),
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+    }
+
+    def change(run: Run) -> None:
+        run(_ADD, row)
+        run(decisions.ADD, decisions.columns(decision))
+        for event in happened:
+            run(_ADD_EVENT, _event(event))
+
+    return change
+
+
+def ended(job_id: str, outcome: Outcome, now: float, event: JobEvent) -> Change[bool]:
+    """`finish` and its event as one change. False: it had ended before."""
+    values = {"id": job_id, "status": outcome.status, "outcome": _json(outcome_json(outcome)), "now": now}
+
+    def change(run: Run) -> bool:
+        if run(_END, values).rowcount != 1:
+            return False
+        run(_ADD_EVENT, _event(event))
+        return True
+
+    return change
 
 
 async def find(connection: AsyncConnection, job_id: str, project: str | None = None) -> Job | None:
@@ -107,6 +158,20 @@ async def events_after(
 
 async def last_event_id(connection: AsyncConnection) -> int:
     return (await connection.execute(select(func.max(events.c.id)))).scalar() or 0
+
+
+def _event(event: JobEvent) -> dict[str, Any]:
+    return {
+        "id": event.id,
+        "job_id": event.job_id,
+        "project": event.project,
+        "type": event.type,
+        "data": _json(event.data),
+    }
+
+
+def _json(value: Any) -> str:
+    return to_json(value).decode()
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:

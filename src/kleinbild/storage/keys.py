@@ -60,7 +60,10 @@ class Rights:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key without itself. `prefix` is how it starts, to know it by. `above`: see Caller; only `authenticate` tells."""
+    """A key without itself. `prefix` is how it starts, to know it by. `policy` is its own; without one it has its parent's.
+
+    `above` and `payers`: see Caller; only `authenticate` tells.
+    """
 
     id: str
     prefix: str
@@ -71,11 +74,24 @@ class Key:
     created_at: float
     revoked_at: float | None = None
     last_used_at: float | None = None
+    policy: str | None = None
     above: tuple[tuple[str, Limits], ...] = ()
+    payers: tuple[str, ...] = ()
 
     def caller(self) -> Caller:
         mine = self.rights
-        return Caller(self.id, self.owner, mine.project, mine.role, mine.models, mine.routes, mine.limits, self.above)
+        return Caller(
+            id=self.id,
+            owner=self.owner,
+            project=mine.project,
+            role=mine.role,
+            models=mine.models,
+            routes=mine.routes,
+            limits=mine.limits,
+            above=self.above,
+            policy=self.policy,
+            payers=self.payers,
+        )
 
 
 def within(wanted: Rights, parent: Rights) -> Rights:
@@ -126,7 +142,14 @@ def digest(secret: bytes, key: str) -> str:
 
 
 async def create(
-    connection: AsyncConnection, secret: bytes, *, name: str, owner: str, rights: Rights, parent: str | None = None
+    connection: AsyncConnection,
+    secret: bytes,
+    *,
+    name: str,
+    owner: str,
+    rights: Rights,
+    parent: str | None = None,
+    policy: str | None = None,
 ) -> tuple[Key, str]:
     """The new key, and itself, for the only time. Raises BeyondParentError, MissingKeyError (of the parent)."""
     if parent is not None:
@@ -135,7 +158,7 @@ async def create(
             raise BeyondParentError("parent", parent, f"{MAX_DEPTH - 1} keys above it already")
         require_within(rights, _effective(line))
     text = new_key()
-    key = Key(new_id("key"), text[:11], name, owner, _canonical(rights), parent, time.time())
+    key = Key(new_id("key"), text[:11], name, owner, _canonical(rights), parent, time.time(), policy=policy)
     await connection.execute(insert(keys).values(**_columns(key), digest=digest(secret, text)))
     return key, text
 
@@ -148,9 +171,11 @@ async def authenticate(connection: AsyncConnection, digest: str, now: float) -> 
     line = await _line(connection, found)
     if state(line, now) != "good":
         return None
-    # An admin makes keys for others; what they use is not his.
+    # An admin makes keys for others; what they use is not his. What they spend is of his budgets all the same.
     above = tuple((key.id, key.rights.limits) for key in line[1:] if key.rights.role != "admin")
-    return replace(line[0], rights=_effective(line), above=above)
+    payers = tuple(key.id for key in line[1:])
+    policy = next((key.policy for key in line if key.policy is not None), None)
+    return replace(line[0], rights=_effective(line), above=above, policy=policy, payers=payers)
 
 
 async def find(connection: AsyncConnection, key_id: str) -> Key:
@@ -215,6 +240,12 @@ async def change(
     return changed
 
 
+async def route_by(connection: AsyncConnection, key_id: str, policy: str | None) -> Key:
+    """Gives the key a policy of its own, or takes that away. Raises MissingKeyError."""
+    await connection.execute(update(keys).where(keys.c.id == key_id).values(policy=policy))
+    return await find(connection, key_id)
+
+
 async def revoke(connection: AsyncConnection, key_id: str, now: float) -> Key:
     """From now on neither it nor what descends from it is good. Raises MissingKeyError."""
     await find(connection, key_id)
@@ -239,6 +270,14 @@ async def rotate(connection: AsyncConnection, secret: bytes, key_id: str) -> tup
 
 async def note_use(connection: AsyncConnection, key_id: str, now: float) -> None:
     await connection.execute(update(keys).where(keys.c.id == key_id).values(last_used_at=now))
+
+
+async def line_of(connection: AsyncConnection, key_id: str) -> tuple[str, ...]:
+    """The key's id, its parent's, and so on up; of one that is not in the database, its own alone."""
+    try:
+        return tuple(key.id for key in await _line(connection, key_id))
+    except MissingKeyError:
+        return (key_id,)
 
 
 async def _line(connection: AsyncConnection, key_id: str) -> list[Key]:
@@ -302,6 +341,7 @@ def _columns(key: Key) -> dict[str, Any]:
         "limits": _LIMITS.dump_python(rights.limits, mode="json"),
         "created_at": key.created_at,
         "expires_at": rights.expires_at,
+        "policy": key.policy,
     }
 
 
@@ -315,7 +355,16 @@ def _key(row: Row[Any]) -> Key:
         row.expires_at,
     )
     return Key(
-        row.id, row.prefix, row.name, row.owner, rights, row.parent, row.created_at, row.revoked_at, row.last_used_at
+        row.id,
+        row.prefix,
+        row.name,
+        row.owner,
+        rights,
+        row.parent,
+        row.created_at,
+        row.revoked_at,
+        row.last_used_at,
+        row.policy,
     )
 
 

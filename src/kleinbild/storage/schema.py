@@ -1,8 +1,25 @@
-"""The tables. Times are seconds since 1970; ids are text with a prefix that says of what; no pixels and no secrets."""
+"""The tables. Times are seconds since 1970; ids are text with a prefix that says of what; no pixels and no secrets.
+
+Money is whole nanodollars. Nothing of it refers to jobs, which go long before.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Column, Double, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
 
 metadata = MetaData(
     naming_convention={
@@ -73,6 +90,7 @@ keys = Table(
     Column("expires_at", Double),
     Column("revoked_at", Double),
     Column("last_used_at", Double),
+    Column("policy", String(128)),  # by which its requests are routed; None is the server's
 )
 
 audit = Table(
@@ -143,4 +161,115 @@ deliveries = Table(
     Column("created_at", Double, nullable=False),
     Column("delivered_at", Double),
     Column("given_up_at", Double),
+)
+
+attempts = Table(
+    "attempts",  # of a provider to make pictures: facts, which never change
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("job_id", String(64), nullable=False, index=True),
+    Column("part", Integer, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("deployment", String(128), nullable=False),
+    Column("provider", String(128), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("model", String(128), nullable=False),
+    Column("provider_model", String(256), nullable=False),
+    Column("task", String(32), nullable=False),
+    Column("caller", String(64), nullable=False),
+    Column("project", String(128), nullable=False),
+    Column("first", Integer, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("reserved_nanos", BigInteger, nullable=False),
+    Column("quoted_nanos", BigInteger),
+    Column("price_version", String(128), nullable=False),
+    Column("hedged", Boolean, nullable=False),
+    Column("pixels", BigInteger, nullable=False),  # of one picture
+    Column("day", String(10), nullable=False),  # of created_at, in UTC
+    Column("created_at", Double, nullable=False),
+    Index("ix_attempts_created_at", "created_at"),
+    Index("ix_attempts_project_created_at", "project", "created_at"),
+)
+
+_ENDED = text("state IN ('done', 'failed_unbilled', 'failed_billed')")  # storage.ledger.TERMINAL
+
+attempt_states = Table(
+    "attempt_states",  # rows are added and never changed; the last is how it stands
+    metadata,
+    Column("attempt_id", String(64), ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True),
+    Column("ordinal", Integer, primary_key=True, autoincrement=False),
+    Column("state", String(16), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("handle", JSON(none_as_null=True)),
+    Column("cost_nanos", BigInteger),  # once it has ended
+    Column("reported_nanos", BigInteger),  # what the provider said
+    Column("request_id", String(256)),
+    Column("seconds", Double),
+    Column("detail", Text, nullable=False),
+    Index("uq_attempt_states_ended", "attempt_id", unique=True, sqlite_where=_ENDED, postgresql_where=_ENDED),
+    Index(
+        "ix_attempt_states_request_id",
+        "request_id",
+        sqlite_where=text("request_id IS NOT NULL"),
+        postgresql_where=text("request_id IS NOT NULL"),
+    ),
+)
+
+open_attempts = Table(
+    "open_attempts",  # those that have yet to end; whoever adds a state locks its row here, whoever ends it deletes it
+    metadata,
+    Column("attempt_id", String(64), ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True),
+    Column("ordinal", Integer, nullable=False),  # of its last state
+)
+
+budgets = Table(
+    "budgets",  # of all that matches what is given of key, project and model
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("key_id", String(64)),
+    Column("project", String(128)),
+    Column("model", String(128)),
+    Column("amount_nanos", BigInteger, nullable=False),
+    Column("period", String(16)),  # 30d, 1h, month; None is for good
+    Column("alerts", String(128), nullable=False),  # fractions of the amount, with spaces between
+)
+
+budget_windows = Table(
+    "budget_windows",
+    metadata,
+    Column("budget_id", String(64), ForeignKey("budgets.id", ondelete="CASCADE"), primary_key=True),
+    Column("window_start", BigInteger, primary_key=True, autoincrement=False),  # seconds since 1970
+    Column("spent_nanos", BigInteger, nullable=False),
+    Column("reserved_nanos", BigInteger, nullable=False),
+)
+
+reservations = Table(
+    "reservations",  # of attempts that have yet to end
+    metadata,
+    Column("attempt_id", String(64), primary_key=True),
+    Column("budget_id", String(64), primary_key=True),
+    Column("window_start", BigInteger, nullable=False),
+    Column("nanos", BigInteger, nullable=False),
+)
+
+adjustments = Table(
+    "adjustments",  # what a provider's statement says beyond an attempt's cost; rows are added and never changed
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("attempt_id", String(64), ForeignKey("attempts.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("at", Double, nullable=False, index=True),
+    Column("nanos", BigInteger, nullable=False),  # less than 0 where the provider took less
+    Column("detail", Text, nullable=False),
+)
+
+decisions = Table(
+    "decisions",  # where a request was sent, and why
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("job_id", String(64), index=True),
+    Column("caller", String(64), nullable=False),
+    Column("project", String(128), nullable=False),
+    Column("at", Double, nullable=False, index=True),
+    Column("body", JSON, nullable=False),
+    Index("ix_decisions_project_at", "project", "at"),
 )

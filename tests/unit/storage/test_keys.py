@@ -88,7 +88,7 @@ async def test_a_child_can_have_less(database: Database) -> None:
     less = Rights("p", "viewer", ("nano",), ("/v1/images/edits",), Limits(1, 1, 1), expires_at=1_950_000_000.0)
     child, text = await made(database, less, parent)
     assert child.rights == less
-    assert await used(database, text) == replace(child, above=((parent.id, PARENT.limits),))
+    assert await used(database, text) == replace(child, above=((parent.id, PARENT.limits),), payers=(parent.id,))
 
 
 async def test_a_child_cannot_have_more_than_its_grandparent(database: Database) -> None:

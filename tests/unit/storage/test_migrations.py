@@ -130,7 +130,7 @@ async def test_tables_of_somebody_else_are_refused_and_left_alone(url: str) -> N
     async with database.write() as connection:
         await connection.execute(text("DROP TABLE alembic_version"))
         await connection.execute(text("DROP TABLE audit"))
-    with pytest.raises(DatabaseError, match="blobs, deliveries"):
+    with pytest.raises(DatabaseError, match="adjustments, attempt_states"):
         await open_database(url)
     async with database.read() as connection:
         names = await connection.run_sync(lambda synchronous: inspect(synchronous).get_table_names())
