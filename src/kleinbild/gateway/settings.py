@@ -4,12 +4,12 @@
     environment             KLEINBILD_SERVER__PORT=9000
     flags                   kleinbild serve --port 9000
 
-Unknown settings are errors that list the known ones. `kleinbild config show` prints what is in force and where from.
+Lists ([[deployments]] and the like, `gateway.configured`) stand in the file alone. Unknown settings are errors that list
+the known ones. `kleinbild config show` prints what is in force and where from. No error shows what may be a secret.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 from dataclasses import dataclass
@@ -17,11 +17,21 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from kleinbild.core.callers import Limits
 from kleinbild.core.errors import KleinbildError
 from kleinbild.core.home import home
+from kleinbild.gateway.coherent import MisfitError, all_deployments, all_providers, check
+from kleinbild.gateway.configured import (
+    ARRAYS,
+    DeploymentSettings,
+    Lists,
+    ProviderSettings,
+    Routing,
+    Section,
+)
+from kleinbild.gateway.mistakes import Mistake, first_mistake, guess, label
 
 PREFIX = "KLEINBILD_"
 DEFAULT_PORT = 8190
@@ -35,10 +45,6 @@ class ConfigurationError(KleinbildError):
     exit_code = 2
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class Server(Section):
     host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs keys")
     port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="0 takes a free one")
@@ -48,7 +54,9 @@ class Server(Section):
 
 
 class EngineSettings(Section):
-    models: tuple[str, ...] = Field(("nano",), min_length=1, description="models to serve; the first is the default")
+    models: tuple[str, ...] = Field(
+        ("nano",), description="models to serve; the first is the default; none: a gateway without an engine"
+    )
     device: str | None = Field(None, description="cpu, cuda or mps; default: the best there is")
     dtype: str | None = Field(None, description="as `kleinbild generate --dtype`")
     offload: Literal["none", "components", "blocks"] | None = Field(None, description="as `kleinbild generate`")
@@ -84,19 +92,44 @@ class LimitSettings(Section):
     )
     requests_per_minute: int | None = Field(None, ge=1, description="of a caller whose key has no such limit")
     images_per_minute: int | None = Field(None, ge=1, description="of a caller whose key has no such limit")
+    megapixels_per_minute: int | None = Field(None, ge=1, description="of a caller whose key has no such limit")
     concurrent_jobs: int | None = Field(None, ge=1, description="of a caller whose key has no such limit")
+    shared_url: str | None = Field(
+        None,
+        description="valkey://:password@host:6379/0, or redis://…, for several servers that count these limits by the "
+        "minute, and those of providers, together; while it does not answer, nothing is let through; "
+        "default: each server counts for itself",
+    )
 
     @property
     def callers(self) -> Limits:
         """Of those whose keys have none."""
-        return Limits(self.requests_per_minute, self.images_per_minute, self.concurrent_jobs)
+        return Limits(
+            self.requests_per_minute, self.images_per_minute, self.concurrent_jobs, self.megapixels_per_minute
+        )
 
 
-class Settings(Section):
+class Settings(Lists):
     server: Server = Server()  # type: ignore[call-arg]
     engine: EngineSettings = EngineSettings()  # type: ignore[call-arg]
     storage: Storage = Storage()  # type: ignore[call-arg]
     limits: LimitSettings = LimitSettings()  # type: ignore[call-arg]
+    routing: Routing = Routing()  # type: ignore[call-arg]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Settings:
+        check(self, self.engine.models)
+        return self
+
+    @property
+    def all_providers(self) -> tuple[ProviderSettings, ...]:
+        """The engine's, too."""
+        return all_providers(self)
+
+    @property
+    def all_deployments(self) -> tuple[DeploymentSettings, ...]:
+        """The engine's, too. The first serves whoever names no model."""
+        return all_deployments(self, self.engine.models)
 
     @property
     def loopback(self) -> bool:
@@ -126,64 +159,85 @@ class Settings(Section):
         return sqlite_url(file) if file else str(self.storage.database_url)
 
 
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation  # type: ignore[misc]
+    for name, field in Settings.model_fields.items()
+    if name not in ARRAYS
+}
+KNOWN = f"sections are {', '.join(SECTIONS)}; lists are {', '.join(ARRAYS)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """Settings in force; `sources` says for each that is not the default (`section.name`) where it came from."""
+    """Settings in force; `sources` says for each that is not the default (`section.name`, or `list.entry`) where it came
+    from."""
 
     settings: Settings
     sources: dict[str, str]
 
     def describe(self, section: str, name: str) -> str:
         """What the setting is, in words."""
-        return type(getattr(self.settings, section)).model_fields[name].description or ""
+        return (SECTIONS | ARRAYS)[section].model_fields[name].description or ""
 
 
 Values = dict[str, dict[str, Any]]
+Entries = dict[str, list[dict[str, Any]]]
 
 
 def read_configuration(file: Path | None = None, flags: Values | None = None) -> Configuration:
     """Raises ConfigurationError that names the setting, where it stands, and what is known or allowed."""
     path = file or default_file()
-    layers = [(str(path), from_file(path, required=file is not None)), ("environment", from_environment())]
-    layers.append(("flag", flags or {}))
-    merged: Values = {}
-    sources: dict[str, str] = {}
+    from_path, entries = from_file(path, required=file is not None)
+    layers = [(str(path), from_path), ("environment", from_environment()), ("flag", flags or {})]
+    merged: dict[str, Any] = dict(entries)
+    sources = {
+        f"{array}.{label(each, index)}": str(path) for array in entries for index, each in enumerate(entries[array])
+    }
     for source, values in layers:
-        for section, entries in values.items():
-            for name, value in entries.items():
+        for section, settings in values.items():
+            for name, value in settings.items():
                 _require_known(section, name, source)
                 merged.setdefault(section, {})[name] = value
                 sources[f"{section}.{name}"] = source
     try:
         return Configuration(Settings.model_validate(merged), sources)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][:2])
-        raise ConfigurationError(
-            f"{place} is wrong ({sources.get(place, 'default')}): {first['msg']}, given was {first['input']!r}",
-            "`kleinbild config show` prints every setting with what it means",
-        ) from error
+        raise _in_words(error, merged, sources, path) from None  # its text holds the values
 
 
-def from_file(path: Path, *, required: bool) -> Values:
+def from_file(path: Path, *, required: bool) -> tuple[Values, Entries]:
+    """What stands in the file as sections, and as lists."""
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
         if required:
             raise ConfigurationError(f"there is no file {path}", "check --config") from None
-        return {}
+        return {}, {}
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8", "save it as UTF-8") from error
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} is not TOML: {error}", "mend that line") from error
-    for section, entries in values.items():
-        if not isinstance(entries, dict):
-            raise ConfigurationError(
-                f"{path}: {section!r} stands outside a section", f"sections are {', '.join(Settings.model_fields)}"
-            )
-    return values
+    for name, content in values.items():
+        _require_form(name, content, path)
+    entries = {name: content for name, content in values.items() if name in ARRAYS}
+    return {name: content for name, content in values.items() if name not in ARRAYS}, entries
+
+
+def _require_form(name: str, content: object, path: Path) -> None:
+    """A section is a table, a list an array of tables."""
+    is_list = isinstance(content, list) and all(isinstance(entry, dict) for entry in content)
+    if name in ARRAYS and not is_list:
+        raise ConfigurationError(f"{path}: {name} is a list", f"write [[{name}]] above each of them")
+    if name in SECTIONS and is_list:
+        raise ConfigurationError(f"{path}: {name} is a section, there is one of it", f"write [{name}]")
+    if name not in ARRAYS and not isinstance(content, dict):
+        if is_list:
+            raise ConfigurationError(_unknown(name, "list", str(path)), guess(name, [*ARRAYS]) + KNOWN)
+        raise ConfigurationError(f"{path}: {name!r} stands outside a section", KNOWN)
 
 
 def from_environment() -> Values:
@@ -193,33 +247,49 @@ def from_environment() -> Values:
         if not variable.startswith(PREFIX) or "__" not in variable or variable in OTHERS_VARIABLES:
             continue
         section, name = variable.removeprefix(PREFIX).lower().split("__", 1)
+        if section in ARRAYS:
+            raise ConfigurationError(
+                f"{variable}: {section} cannot be set in the environment", f"write [[{section}]] in the file"
+            )
         values.setdefault(section, {})[name] = _parse(section, name, value)
     return values
 
 
 def _parse(section: str, name: str, text: str) -> Any:
-    model = Settings.model_fields.get(section)
-    field = model.annotation.model_fields.get(name) if model else None  # type: ignore[union-attr]
+    field = SECTIONS[section].model_fields.get(name) if section in SECTIONS else None
     if field is not None and "tuple" in str(field.annotation):
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
 
 
 def _require_known(section: str, name: str, source: str) -> None:
-    sections = Settings.model_fields
-    if section not in sections:
-        raise ConfigurationError(_unknown(section, "section", source), f"sections are {', '.join(sections)}")
-    known = list(sections[section].annotation.model_fields)  # type: ignore[union-attr]
+    if section not in SECTIONS:
+        raise ConfigurationError(_unknown(section, "section", source), KNOWN)
+    known = list(SECTIONS[section].model_fields)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        guess = f"did you mean {close[0]}? " if close else ""
         raise ConfigurationError(
-            _unknown(f"{section}.{name}", "setting", source), f"{guess}{section} knows {', '.join(known)}"
+            _unknown(f"{section}.{name}", "setting", source), f"{guess(name, known)}{section} knows {', '.join(known)}"
         )
 
 
 def _unknown(name: str, what: str, source: str) -> str:
     return f"unknown {what} {name!r} ({source})"
+
+
+def _in_words(
+    error: ValidationError, merged: dict[str, Any], sources: dict[str, str], path: Path
+) -> ConfigurationError:
+    cause = error.errors()[0].get("ctx", {}).get("error")
+    if isinstance(cause, MisfitError):
+        mistake = Mistake(cause.place, f"is wrong: {cause.message}", cause.hint)
+    else:
+        mistake = first_mistake(error.errors(), Settings, merged)
+    section, _, rest = mistake.place.partition(".")
+    source = str(path) if section in ARRAYS else sources.get(f"{section}.{rest.partition('.')[0]}", "default")
+    return ConfigurationError(
+        f"{mistake.place} {mistake.message} ({source})",
+        mistake.hint or "`kleinbild config show` prints every setting with what it means",
+    )
 
 
 def default_file() -> Path:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kleinbild.gateway.settings import ConfigurationError, Settings, read_configuration
+from kleinbild.gateway.configured import ARRAYS
+from kleinbild.gateway.settings import SECTIONS, ConfigurationError, Settings, read_configuration
 
 
 @pytest.fixture(autouse=True)
@@ -67,15 +68,15 @@ def test_an_unknown_section_lists_the_sections(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("KLEINBILD_SEVRER__PORT", "1")
     error = refused()
     assert error.message == "unknown section 'sevrer' (environment)"
-    assert error.hint == "sections are " + ", ".join(Settings.model_fields)
+    assert error.hint == f"sections are {', '.join(SECTIONS)}; lists are {', '.join(ARRAYS)}"
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("port = 1\n", "'port' stands outside a section"),
+        ("port = 1\n", "kleinbild.toml: 'port' stands outside a section"),
         ("[server\n", "is not TOML"),
-        ('[server]\nport = "many"\n', "server.port is wrong (kleinbild.toml)"),
+        ('[server]\nport = "many"\n', "server.port is wrong: Input"),
         ("[server]\nport = 70000\n", "given was 70000"),
         ("[engine]\nmodels = []\n", "engine.models is wrong"),
         ('[limits]\nallowed_networks = ["all"]\n', "limits.allowed_networks is wrong"),
@@ -110,6 +111,7 @@ def test_loopback(host: str, loopback: bool) -> None:
 
 def test_every_setting_says_what_it_is() -> None:
     found = read_configuration()
-    for section in Settings.model_fields:
-        for name in type(getattr(found.settings, section)).model_fields:
+    assert {*SECTIONS, *ARRAYS} == {*Settings.model_fields}
+    for section, model in (SECTIONS | ARRAYS).items():
+        for name in model.model_fields:
             assert found.describe(section, name), f"{section}.{name}"

@@ -1,0 +1,97 @@
+"""`kleinbild catalog`: what is known of hosted services' prices, and who says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kleinbild.cli import options
+from kleinbild.cli.terminal import result, result_json, result_table
+from kleinbild.core.money import written
+
+if TYPE_CHECKING:
+    from kleinbild.gateway.catalog import KnownModel, KnownPrice
+
+UNITS = {
+    "per_request": "a request",
+    "per_image": "a picture",
+    "first_megapixel": "the first megapixel",
+    "per_megapixel": "a megapixel",
+    "per_input_megapixel": "a megapixel given",
+    "per_step": "a step",
+    "per_1m_input_text_tokens": "1M tokens of text",
+    "per_1m_input_image_tokens": "1M tokens of pictures given",
+    "per_1m_output_image_tokens": "1M tokens of pictures made",
+}
+catalog = typer.Typer(help="Prices of hosted services, as far as they are known.", no_args_is_help=True)
+
+
+@catalog.command()
+def show(
+    file: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Settings of the server (default: kleinbild.toml)."),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show each price in US dollars, who says so, when, and how far to trust it.
+
+    It is the catalog that came with this version, or a newer catalog.toml in the server's data folder.
+    """
+    from kleinbild.gateway.catalog import current
+    from kleinbild.gateway.settings import read_configuration
+
+    found = current(read_configuration(file).settings.data)
+    if as_json:
+        result_json(found.model_dump(mode="json", exclude_defaults=True))
+        return
+    columns = ("service", "model", "price", "source", "date", "confidence", "note")
+    result_table(columns, [_row(each) for each in found.models])
+
+
+@catalog.command()
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="A catalog, in TOML.")],
+) -> None:
+    """Check a catalog before a server takes it: whether all of it is right, and newer than what came with this version."""
+    from kleinbild.gateway.catalog import read, shipped
+
+    found = read(file)
+    newer = "newer" if found.is_newer_than(shipped()) else "not newer"
+    result(f"{file} is a catalog of {found.version}, {newer} than {shipped().version}: {len(found.models)} models")
+
+
+def _row(model: KnownModel) -> tuple[str, ...]:
+    note = f"retired on {model.retired_on}" if model.retired_on else ""
+    price = model.price
+    date = "-" if price is None else price.as_of or price.read_on
+    source = "-" if price is None else price.source
+    told = "; ".join(filter(None, (note, model.note)))
+    return model.kind, model.provider_model, _price(price), source, date, model.confidence, told
+
+
+def _price(price: KnownPrice | None) -> str:
+    if price is None:
+        return "unknown"
+    tokens = f" ({_listed(price.tokens_by_quality)} tokens)" if price.tokens_by_quality else ""
+    return " + ".join(_parts(price)) + tokens
+
+
+def _parts(price: KnownPrice) -> Iterator[str]:
+    for name, unit in UNITS.items():
+        if (amount := getattr(price, name)) is not None:
+            yield f"{written(amount)} for {_further(name, unit, price)}"
+    if price.by_quality:
+        yield f"{_listed(price.by_quality)} for a picture"
+
+
+def _further(name: str, unit: str, price: KnownPrice) -> str:
+    return "each further" if name == "per_megapixel" and price.first_megapixel is not None else unit
+
+
+def _listed(by_quality: Mapping[str, Decimal]) -> str:
+    return ", ".join(f"{name} {written(each)}" for name, each in by_quality.items())

@@ -1,0 +1,156 @@
+"""From what is configured and what is known to `core.deployments`: places with their prices and what they can do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from decimal import Decimal
+
+from kleinbild.core.deployments import UNKNOWN_PRICE, Can, Deployment, ProviderKind
+from kleinbild.core.money import written
+from kleinbild.core.prices import Price
+from kleinbild.gateway.catalog import Catalog, KnownModel
+from kleinbild.gateway.configured import DeploymentSettings, PriceSettings, ProviderSettings
+from kleinbild.gateway.settings import ConfigurationError, Settings
+
+NOT_AMOUNTS = ("version", "source", "read_on")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """`note` says why to whoever asks for it."""
+
+    model: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountLimits:
+    """None is no limit that is known."""
+
+    max_active: int | None = None
+    requests_per_minute: int | None = None
+    images_per_minute: int | None = None
+
+
+def deployments_of(
+    settings: Settings, catalog: Catalog, can_of: Callable[[ProviderKind, str], Can]
+) -> tuple[Deployment, ...]:
+    """All of them, the engine's first. Prices are the configuration's, else the catalog's, else unknown. `can_of` tells what
+    a kind of provider does with its model of a name; it is cut down to the deployment's `tasks`.
+
+    Raises ConfigurationError for tasks of which a place does none, and what `can_of` does.
+    """
+    kinds = {provider.name: provider.kind for provider in settings.all_providers}
+    return tuple(_deployment(each, kinds[each.provider], catalog, can_of) for each in settings.all_deployments)
+
+
+def aliases_of(settings: Settings, catalog: Catalog) -> dict[str, Alias]:
+    """Those configured, then the catalog's whose model is served here under no such name."""
+    models = {each.model for each in settings.all_deployments}
+    known = {
+        each.name: Alias(each.model, each.note)
+        for each in catalog.aliases
+        if each.model in models and each.name not in models
+    }
+    return known | {each.name: Alias(each.model, each.note) for each in settings.aliases}
+
+
+def limits_of(provider: ProviderSettings, catalog: Catalog) -> AccountLimits:
+    """Each is the configuration's, else the catalog's. What the catalog knows of single models is `Catalog.limit`'s to say."""
+    known = catalog.limit(provider.kind)
+    return AccountLimits(
+        *(
+            getattr(provider, limit.name)
+            if getattr(provider, limit.name) is not None
+            else getattr(known, limit.name, None)
+            for limit in fields(AccountLimits)
+        )
+    )
+
+
+def key_of(provider: ProviderSettings, environment: Mapping[str, str] = os.environ) -> str | None:
+    """None: it is asked without a key. Raises ConfigurationError that names the variable."""
+    if provider.key_variable is None:
+        return None
+    return _secret(provider.key_variable, f"the key of the provider {provider.name}", environment)
+
+
+def require_secrets(settings: Settings, environment: Mapping[str, str] = os.environ) -> None:
+    """Raises ConfigurationError for the first secret that is needed and not there: the key of a provider that a deployment
+    is at, or one of a caller."""
+    used = {each.provider for each in settings.all_deployments}
+    for provider in settings.all_providers:
+        if provider.name in used:
+            key_of(provider, environment)
+    for key in settings.keys:
+        _secret(key.secret_env, f"the key {key.name} of callers", environment)
+
+
+def price_of(price: PriceSettings) -> Price:
+    """With a version told from the amounts, if it has none: the same amounts have the same one."""
+    values = {part.name: getattr(price, part.name) for part in fields(Price)}
+    return Price(**values | {"version": price.version or _fingerprint(values)})
+
+
+def _deployment(
+    each: DeploymentSettings, kind: ProviderKind, catalog: Catalog, can_of: Callable[[ProviderKind, str], Can]
+) -> Deployment:
+    known = catalog.find(kind, each.at_provider)
+    if known is not None and known.retired_on:
+        log.warning("deployment %s: %s was retired on %s", each.name, known.provider_model, known.retired_on)
+    price = each.price or (known.price if known else None)
+    return Deployment(
+        name=each.name,
+        model=each.model,
+        provider=each.provider,
+        kind=kind,
+        provider_model=each.at_provider,
+        can=_able(each, known, can_of(kind, each.at_provider)),
+        price=price_of(price) if price else UNKNOWN_PRICE,
+        region=each.region,
+        quality=each.quality,
+        weight=each.weight,
+    )
+
+
+def _able(each: DeploymentSettings, known: KnownModel | None, can: Can) -> Can:
+    """`can`, with what the catalog knows beyond it, and no more than is wanted."""
+    if can.default_steps is None and known is not None:
+        can = replace(can, default_steps=known.default_steps)
+    if each.tasks is None:
+        return can
+    tasks = can.tasks.intersection(each.tasks)
+    if not tasks:
+        raise ConfigurationError(
+            f"deployments.{each.name}.tasks: {each.at_provider} does none of them",
+            f"it does {', '.join(sorted(can.tasks))}",
+        )
+    return replace(can, tasks=tasks)
+
+
+def _secret(variable: str, what: str, environment: Mapping[str, str]) -> str:
+    value = environment.get(variable, "").strip()
+    if not value:
+        raise ConfigurationError(
+            f"{variable} is not set in the environment, which should hold {what}",
+            f"set {variable}, or take out what needs it",
+        )
+    return value
+
+
+def _fingerprint(values: Mapping[str, object]) -> str:
+    told = {name: _plain(value) for name, value in values.items() if name not in NOT_AMOUNTS}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _plain(value: object) -> object:
+    """The same for the same amount, however it was written."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return written(value) if isinstance(value, Decimal) else value
