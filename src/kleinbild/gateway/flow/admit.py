@@ -1,36 +1,23 @@
-"""Whether a request may come in now: the server's queue, and each caller's rates. In memory, one process.
+"""Whether a request may come in now: the server's queue, and each caller's rates and jobs at once.
 
-Rates are token buckets: a limit of 60 a minute allows 60 at once, and one a second from then on.
+What is queued is known to this process alone; rates are counted by `gateway.limits`, for several servers if need be.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kleinbild.core.callers import Caller, Limits
+from kleinbild.core.jobs import ImageWork
 from kleinbild.gateway.errors import ApiError, too_many
+from kleinbild.gateway.limits.counters import Counters, CountersError, Draw
+from kleinbild.gateway.limits.memory import MemoryCounters
 
-SECONDS = 60.0
 USUAL_SECONDS = 1.0  # of a picture, until one has been made
+USUAL_PIXELS = 1024 * 1024  # of a picture whose size is left to the model
+MEGAPIXEL = 1_000_000
 SMOOTHING = 0.2
-
-
-@dataclass(slots=True)
-class Bucket:
-    """`level` of `limit` are left."""
-
-    limit: int
-    level: float
-    updated: float
-
-    def refill(self, now: float) -> None:
-        self.level = min(float(self.limit), self.level + (now - self.updated) * self.limit / SECONDS)
-        self.updated = now
-
-    def seconds_until(self, amount: float) -> float:
-        return max(0.0, (amount - self.level) * SECONDS / self.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +36,8 @@ class Admission:
 
     max_queue: int
     defaults: Limits = field(default_factory=Limits)
-    clock: Callable[[], float] = time.monotonic
+    counters: Counters = field(default_factory=MemoryCounters)
     _jobs: dict[str, tuple[frozenset[str], int]] = field(default_factory=dict)  # unfinished: keys, number of pictures
-    _buckets: dict[tuple[str, str], Bucket] = field(default_factory=dict)
     _picture_seconds: float = USUAL_SECONDS
 
     def set_limits(self, max_queue: int, defaults: Limits) -> None:
@@ -69,19 +55,26 @@ class Admission:
         """Until what comes in now is done: as long as what is there has taken so far."""
         return self._picture_seconds * (self.num_pictures + 1)
 
-    def admit(self, caller: Caller, job_id: str, num_pictures: int) -> None:
-        """Counts the job in until `ended`. Raises ApiError 429 that says which limit, and when to come again."""
-        self.require_room(caller, num_pictures)
-        for name, bucket in self._buckets_of(caller):
-            bucket.level -= _amounts(num_pictures)[name]
-        self._jobs[job_id] = (frozenset(key for key, _ in _charged(caller)), num_pictures)
+    def waiting_seconds(self) -> float:
+        """Until this machine is done with what is there, as long as that has taken so far."""
+        return self._picture_seconds * self.num_pictures
 
-    def require_room(self, caller: Caller, num_pictures: int = 1) -> None:
+    async def admit(self, caller: Caller, job_id: str, num_pictures: int, megapixels: float = 0.0) -> None:
+        """Counts the job in until `ended`. Raises ApiError 429 that says which limit, and when to come again; 503 where
+        the rates cannot be told."""
+        self._require_place(caller)
+        draws = self._draws(caller, _amounts(num_pictures, megapixels))
+        self._jobs[job_id] = (frozenset(key for key, _ in _charged(caller)), num_pictures)
+        try:
+            await self._draw(draws, take=True)
+        except BaseException:
+            self.ended(job_id)
+            raise
+
+    async def require_room(self, caller: Caller, num_pictures: int = 1) -> None:
         """Raises what `admit` would just now: asked before the pictures of a request are fetched and kept, too."""
-        if self.num_jobs >= self.max_queue:
-            raise too_many(f"the queue is full ({self.max_queue} jobs)", self._drain_seconds(), "queue_full")
-        self._check_concurrency(caller)
-        self._check_rates(caller, _amounts(num_pictures))
+        self._require_place(caller)
+        await self._draw(self._draws(caller, _amounts(num_pictures, 0.0)), take=False)
 
     def resume(self, caller_id: str, job_id: str, num_pictures: int) -> None:
         """Counts a job in that was admitted before, by this process or the one before it; for its own caller alone."""
@@ -93,11 +86,19 @@ class Admission:
         if seconds is not None:
             self._picture_seconds += SMOOTHING * (seconds - self._picture_seconds)
 
-    def rates(self, caller: Caller) -> list[Rate]:
-        """One of each name: where others share it, that which will be reached first."""
+    async def rates(self, caller: Caller) -> list[Rate]:
+        """One of each name: where others share it, that which will be reached first. None where they cannot be told: no
+        answer is to be lost by that."""
+        named = self._draws(caller, {})
+        if not named:
+            return []
+        try:
+            levels = (await self.counters.draw([draw for _, draw in named])).levels
+        except CountersError:
+            return []
         rates: dict[str, Rate] = {}
-        for name, bucket in self._buckets_of(caller):
-            rate = Rate(name, bucket.limit, int(bucket.level), bucket.seconds_until(bucket.limit))
+        for (name, draw), level in zip(named, levels, strict=True):
+            rate = Rate(name, draw.limit, int(level), draw.seconds_until(level, draw.limit))
             if name not in rates or rate.remaining < rates[name].remaining:
                 rates[name] = rate
         return list(rates.values())
@@ -106,23 +107,37 @@ class Admission:
         """Until one job of those in the queue has probably ended."""
         return self._picture_seconds * self.num_pictures / self.num_jobs
 
-    def _check_concurrency(self, caller: Caller) -> None:
+    def _require_place(self, caller: Caller) -> None:
+        if self.num_jobs >= self.max_queue:
+            raise too_many(f"the queue is full ({self.max_queue} jobs)", self._drain_seconds(), "queue_full")
         for key, limits in _charged(caller):
             limit = limits.concurrent_jobs or self.defaults.concurrent_jobs
             own = sum(1 for keys, _ in self._jobs.values() if key in keys)
             if limit is not None and own >= limit:
                 raise too_many(f"{own} of your jobs are queued or running, allowed are {limit}", self._drain_seconds())
 
-    def _check_rates(self, caller: Caller, wanted: dict[str, int]) -> None:
-        for name, bucket in self._buckets_of(caller):
-            if wanted[name] > bucket.limit:
-                raise ApiError(400, f"n is {wanted[name]}, your key allows {bucket.limit} {name} a minute", param="n")
-            if wait := bucket.seconds_until(wanted[name]):
-                raise too_many(f"the limit of {bucket.limit} {name} a minute is reached", wait)
+    async def _draw(self, named: Sequence[tuple[str, Draw]], *, take: bool) -> None:
+        for name, draw in named:
+            if draw.amount > draw.limit:
+                raise _never(name, draw)
+        if not named:
+            return
+        draws = [draw for _, draw in named]
+        try:
+            drawn = await self.counters.draw(draws if take else [Draw(draw.bucket, draw.limit) for draw in draws])
+        except CountersError as error:
+            raise ApiError(
+                503, error.message, type="server_error", code="limits_unavailable", headers={"Retry-After": "5"}
+            ) from error
+        for (name, draw), level in zip(named, drawn.levels, strict=True):
+            if (wait := draw.seconds_until(level)) and not (take and drawn.taken):
+                raise too_many(f"the limit of {draw.limit} {name} a minute is reached", wait)
+        if take and not drawn.taken:  # by less than can be told
+            raise too_many("a limit by the minute is reached", 1.0)
 
-    def _buckets_of(self, caller: Caller) -> list[tuple[str, Bucket]]:
+    def _draws(self, caller: Caller, amounts: dict[str, float]) -> list[tuple[str, Draw]]:
         return [
-            (name, self._bucket(key, name, limit))
+            (name, Draw(f"{key}:{name}", limit, amounts.get(name, 0.0)))
             for key, limits in _charged(caller)
             for name, limit in self._limits(limits)
         ]
@@ -132,21 +147,28 @@ class Admission:
         limits = {
             "requests": own.requests_per_minute or general.requests_per_minute,
             "images": own.images_per_minute or general.images_per_minute,
+            "megapixels": own.megapixels_per_minute or general.megapixels_per_minute,
         }
         return [(name, limit) for name, limit in limits.items() if limit is not None]
 
-    def _bucket(self, key: str, name: str, limit: int) -> Bucket:
-        now = self.clock()
-        bucket = self._buckets.get((key, name))
-        if bucket is None or bucket.limit != limit:
-            bucket = self._buckets[key, name] = Bucket(limit, limit, now)
-        bucket.refill(now)
-        return bucket
+
+def megapixels(work: ImageWork) -> float:
+    """Of all its pictures. One whose size is left to the model is counted as a usual one."""
+    return work.n * (work.size.area if work.size else USUAL_PIXELS) / MEGAPIXEL
 
 
-def _amounts(num_pictures: int) -> dict[str, int]:
+def _amounts(num_pictures: int, megapixels: float) -> dict[str, float]:
     """What a request takes of each limit."""
-    return {"requests": 1, "images": num_pictures}
+    return {"requests": 1, "images": num_pictures, "megapixels": megapixels}
+
+
+def _never(name: str, draw: Draw) -> ApiError:
+    """For what no waiting helps."""
+    if name == "megapixels":
+        what, param = f"the pictures have {draw.amount:.3g} megapixels", "size"
+    else:
+        what, param = f"n is {draw.amount:g}", "n"
+    return ApiError(400, f"{what}, your key allows {draw.limit} {name} a minute", param=param)
 
 
 def _charged(caller: Caller) -> tuple[tuple[str, Limits], ...]:
