@@ -4,7 +4,7 @@
 
 Clients ask for pictures, edit them, upload bodies of 20 MB as forms and as JSON, fetch results, cancel jobs, and leave
 while they wait. Memory is the server process's own (its proportional set size) after the load, against what it was once
-the same load had run for a quarter of a minute, so that threads and connections are there. A stall is how late the
+the same load had run for half a minute, so that threads, connections and caches are there. A stall is how late the
 server's event loop woke a task (`/healthz`); `machine_stall_ms` is how late one was woken in a process that does nothing
 else, which is the machine's doing. Aims: memory within 10 % of its start, no stall over 100 ms beyond the machine's own.
 """
@@ -38,7 +38,7 @@ from crash import Server
 
 PROMPT = "a fox on a mint background"
 EDIT = "make the background blue"
-WARM_SECONDS = 15.0
+WARM_SECONDS = 30.0
 SETTLE_SECONDS = 5.0
 MAX_GROWTH = 0.10
 MAX_STALL_MS = 100.0
