@@ -56,6 +56,7 @@ def test_nothing_large_is_kept_in_the_database(server: Server) -> None:
     picture = GOOD.replace(";base64", f";name={long}end.png;base64")
     job = {"task": "image.edit", "input": {"prompt": EDIT, "images": [picture]}}
     answer = server.ask("POST", "/v1/jobs", json=job)
+    assert answer.status_code == 202, answer.text
     name = answer.json()["input"]["references"][0]["name"]
     assert (len(name), name[-7:]) == (255, "end.png")
     named = refusal(server, "/v1/images/generations", json={"prompt": EDIT, "model": f"gpt-image-{long}"})[0]

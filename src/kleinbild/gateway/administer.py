@@ -7,7 +7,7 @@ write into the server's data.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, Literal
@@ -15,9 +15,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from kleinbild.core.callers import LOCAL, ROLES, Limits, Role
+from kleinbild.core.callers import LOCAL, ROLES, Caller, Limits, Role
+from kleinbild.gateway import allowances
+from kleinbild.gateway.allowances import StandingObject, WantedBudget, standing_object
+from kleinbild.gateway.configured import Policy
 from kleinbild.storage import audit, keys
 from kleinbild.storage.audit import Entry
+from kleinbild.storage.budgets import Standing
 from kleinbild.storage.database import Database
 from kleinbild.storage.keys import Key, Rights
 
@@ -33,10 +37,11 @@ class LimitsObject(BaseModel):
     requests_per_minute: Whole = None
     images_per_minute: Whole = None
     concurrent_jobs: Whole = None
+    megapixels_per_minute: Whole = None
 
 
 class ChangedKey(BaseModel):
-    """null is no limit; what is left out stays as it is."""
+    """null is no limit, no budget, and the policy of the key above; what is left out stays as it is."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,6 +51,8 @@ class ChangedKey(BaseModel):
     routes: list[Route] | None = None
     limits: LimitsObject = LimitsObject()
     expires_at: Time = None
+    policy: Policy | None = None
+    budget: WantedBudget | None = None
 
 
 class WantedKey(ChangedKey):
@@ -57,7 +64,7 @@ class WantedKey(ChangedKey):
 
 
 class KeyObject(BaseModel):
-    """`key` is told when it is made, and never again."""
+    """`key` is told when it is made, and never again. `policy` and `budget` are its own, not those of keys above it."""
 
     id: str
     object: Literal["key"]
@@ -70,6 +77,8 @@ class KeyObject(BaseModel):
     models: list[str] | None
     routes: list[str] | None
     limits: LimitsObject
+    policy: str | None
+    budget: StandingObject | None
     parent: str | None
     created_at: int
     expires_at: int | None
@@ -106,9 +115,17 @@ async def inherited(connection: AsyncConnection, parent: str | None) -> tuple[Ri
     return replace(rights, role=role), (await keys.find(connection, parent)).owner
 
 
-async def create(action: Action, secret: bytes, wanted: WantedKey, parent: str | None) -> tuple[Key, str]:
-    """The new key, and itself, for the only time. Raises BeyondParentError, MissingKeyError (of the parent)."""
-    rights, owner = await inherited(action.connection, parent)
+async def create(
+    action: Action, secret: bytes, wanted: WantedKey, parent: str | None, *, maker: Caller | None = None
+) -> tuple[Key, str]:
+    """The new key, and itself, for the only time. `maker` stands for a parent that is in no database.
+
+    Raises BeyondParentError, MissingKeyError (of the parent).
+    """
+    if maker is None:
+        rights, owner = await inherited(action.connection, parent)
+    else:
+        rights, owner = replace(rights_of(maker), role=min("member", maker.role, key=ROLES.index)), maker.owner
     key, text = await keys.create(
         action.connection,
         secret,
@@ -116,9 +133,18 @@ async def create(action: Action, secret: bytes, wanted: WantedKey, parent: str |
         owner=wanted.owner or owner,
         rights=replace(with_changes(rights, wanted), project=wanted.project or rights.project),
         parent=parent,
+        policy=wanted.policy,
     )
-    action.tell(key.id, key_object(key))
+    if maker is not None:
+        keys.require_within(key.rights, rights_of(maker))
+    if wanted.budget is not None:
+        await allowances.give(action.connection, key.id, wanted.budget)
+    action.tell(key.id, {**key_object(key), "budget": wanted.budget and wanted.budget.model_dump()})
     return key, text
+
+
+def rights_of(caller: Caller) -> Rights:
+    return Rights(caller.project, caller.role, caller.models, caller.routes, caller.limits)
 
 
 def with_changes(rights: Rights, wanted: ChangedKey) -> Rights:
@@ -133,7 +159,17 @@ def with_changes(rights: Rights, wanted: ChangedKey) -> Rights:
     return replace(rights, **{name: value for name, value in values.items() if name in wanted.model_fields_set})
 
 
-def key_object(key: Key) -> dict[str, Any]:
+async def keys_told(connection: AsyncConnection, found: Sequence[Key]) -> list[dict[str, Any]]:
+    """The keys, each with its budget as it stands now."""
+    standings = await allowances.standings(connection, time.time())
+    return [key_object(key, standings.get(key.id)) for key in found]
+
+
+async def key_told(connection: AsyncConnection, key: Key) -> dict[str, Any]:
+    return key_object(key, await allowances.standing_of(connection, key.id, time.time()))
+
+
+def key_object(key: Key, standing: Standing | None = None) -> dict[str, Any]:
     rights = key.rights
     return {
         "id": key.id,
@@ -146,6 +182,8 @@ def key_object(key: Key) -> dict[str, Any]:
         "models": None if rights.models is None else list(rights.models),
         "routes": None if rights.routes is None else list(rights.routes),
         "limits": {f.name: getattr(rights.limits, f.name) for f in fields(Limits)},
+        "policy": key.policy,
+        "budget": None if standing is None else standing_object(standing),
         "parent": key.parent,
         "created_at": int(key.created_at),
         "expires_at": _whole(rights.expires_at),

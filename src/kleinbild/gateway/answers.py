@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import pybase64
+
 from kleinbild.core.jobs import ImageWork, Job, JobEvent, MadePicture, Outcome, PictureRef
+from kleinbild.core.money import written
 from kleinbild.core.sizes import Size
 from kleinbild.core.tokens import Tokens
 from kleinbild.gateway.errors import as_object
+from kleinbild.gateway.flow.route import decision_id
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
@@ -97,7 +100,18 @@ async def images_object(services: Services, job: Job, base_url: str, *, urls: bo
 
 async def picture_base64(services: Services, picture: MadePicture) -> str:
     file = await services.blobs.get(picture.sha256)
-    return await asyncio.to_thread(lambda: base64.b64encode(file).decode())
+    return await asyncio.to_thread(lambda: pybase64.b64encode_as_string(file))
+
+
+def place_headers(job: Job) -> dict[str, str]:
+    """Where the pictures were made, and what they cost, once that is known."""
+    found = {"x-kleinbild-decision": decision_id(job.id)}
+    if (outcome := job.outcome) is not None and outcome.attempts:
+        found["x-kleinbild-attempts"] = str(outcome.attempts)
+        found["x-kleinbild-cost"] = written(outcome.cost)
+        if outcome.deployments:
+            found["x-kleinbild-deployment"] = ", ".join(outcome.deployments)
+    return found
 
 
 def warnings(job: Job) -> list[str]:
@@ -130,7 +144,7 @@ def event_data(event: JobEvent, job: dict[str, Any] | None) -> dict[str, Any]:
     """`job`: the object that goes with a last event."""
     data = {"type": event.type, "job_id": event.job_id, "created_at": int(event.created_at), **event.data}
     if png := data.pop("png", None):
-        data["b64_json"] = base64.b64encode(png).decode()
+        data["b64_json"] = pybase64.b64encode_as_string(png)
     return data if job is None else {**data, "job": job}
 
 
@@ -164,4 +178,8 @@ def _about(job: Job, outcome: Outcome) -> dict[str, Any]:
         "usage": usage_object(outcome.tokens),
         "timings": outcome.timings,
         "fingerprint": outcome.fingerprint,
+        "cost": written(outcome.cost),
+        "currency": "USD",
+        "attempts": outcome.attempts,
+        "deployments": list(outcome.deployments),
     }

@@ -9,7 +9,22 @@ from fastapi_offline import FastAPIOffline
 
 import kleinbild
 from kleinbild.gateway import errors
-from kleinbild.gateway.api import admin, bfl, files, health, jobs, media, models, openai_images, webhooks
+from kleinbild.gateway.api import (
+    admin,
+    bfl,
+    budgets,
+    files,
+    health,
+    jobs,
+    media,
+    models,
+    openai_images,
+    providers,
+    reconcile,
+    routing,
+    usage,
+    webhooks,
+)
 from kleinbild.gateway.bodies import LimitBody
 from kleinbild.gateway.described import ErrorObject, Problem
 from kleinbild.gateway.services import Services
@@ -22,9 +37,14 @@ ROUTERS = (
     jobs.router,
     files.router,
     models.router,
+    routing.router,
+    usage.router,
+    budgets.router,
     webhooks.router,
     media.router,
     admin.router,
+    reconcile.router,
+    providers.router,
     health.router,
 )
 

@@ -58,6 +58,10 @@ class ResultObject(BaseModel):
     usage: UsageObject
     timings: dict[str, float]
     fingerprint: str
+    cost: str
+    currency: Literal["USD"]
+    attempts: int
+    deployments: list[str]
 
 
 class ImagesObject(ResultObject):

@@ -21,7 +21,9 @@ from starlette.routing import Match
 
 from kleinbild.core import errors
 from kleinbild.core.jobs import JobError
+from kleinbild.core.prices import UnknownPriceError
 from kleinbild.gateway.bodies import BodyError
+from kleinbild.storage.ledger import BudgetError
 
 ErrorType = Literal[
     "invalid_request_error",
@@ -29,6 +31,7 @@ ErrorType = Literal[
     "rate_limit_error",
     "idempotency_error",
     "permission_error",
+    "insufficient_quota",
     "server_error",
 ]
 CLIENT_CLOSED_REQUEST = 499  # not in the standard; what proxies log for a client that went away
@@ -94,12 +97,25 @@ STATUS_OF: tuple[tuple[type[errors.KleinbildError], int, str], ...] = (
     (errors.RequestError, 400, "invalid_value"),
     (errors.UnknownModelError, 404, "model_not_found"),
     (errors.ModelError, 503, "model_unavailable"),
+    (errors.NoPlaceError, 400, "no_deployment"),
+    (errors.ModeratedError, 400, "moderation_blocked"),
+    (errors.BusyError, 429, "rate_limit_exceeded"),
+    (errors.LateError, 504, "deadline_exceeded"),
+    (errors.UnsureError, 502, "outcome_unknown"),
+    (errors.PlacesError, 502, "no_deployment_succeeded"),
+    (BudgetError, 402, "budget_exceeded"),
+    (UnknownPriceError, 400, "unknown_price"),
     (errors.CapacityError, 400, "exceeds_capacity"),
     (errors.DeadlineError, 504, "deadline_exceeded"),
     (errors.CancelledError, 409, "cancelled"),
     (errors.WorkerError, 503, "engine_unavailable"),
     (errors.EngineError, 500, "engine_error"),
 )
+TYPE_OF: dict[str, ErrorType] = {
+    "moderation_blocked": "image_generation_user_error",
+    "rate_limit_exceeded": "rate_limit_error",
+    "budget_exceeded": "insufficient_quota",
+}
 PARAM_OF: tuple[tuple[type[errors.KleinbildError], str], ...] = (
     (errors.PromptError, "prompt"),
     (errors.SizeError, "size"),
@@ -124,7 +140,8 @@ def job_error(error: errors.KleinbildError) -> JobError:
         ((status, code) for kind, status, code in STATUS_OF if isinstance(error, kind)), (500, "internal_error")
     )
     param = next((param for kind, param in PARAM_OF if isinstance(error, kind)), None)
-    return JobError(_sentence(error), "invalid_request_error" if status < 500 else "server_error", code, param, status)
+    kind = TYPE_OF.get(code) or ("invalid_request_error" if status < 500 else "server_error")
+    return JobError(_sentence(error), kind, code, param, status)
 
 
 def _sentence(error: errors.KleinbildError) -> str:

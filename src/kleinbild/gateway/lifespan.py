@@ -13,12 +13,20 @@ from pathlib import Path
 
 from kleinbild.core.errors import OutputError
 from kleinbild.core.heap import give_back_holes
+from kleinbild.core.jobs import FINAL, ImageWork
 from kleinbild.engine.remote import RemoteEngine
+from kleinbild.gateway import experience
 from kleinbild.gateway.api.media import Media
+from kleinbild.gateway.catalog import usable
 from kleinbild.gateway.events import EventHub
 from kleinbild.gateway.flow import durable
 from kleinbild.gateway.flow.admit import Admission
+from kleinbild.gateway.flow.attempt import Attempts
 from kleinbild.gateway.flow.authenticate import Authenticator
+from kleinbild.gateway.health import HealthChecks
+from kleinbild.gateway.limits.counters import Counters
+from kleinbild.gateway.limits.memory import MemoryCounters
+from kleinbild.gateway.opened import configured_callers, open_fleet, settle_budgets
 from kleinbild.gateway.pulse import Pulse
 from kleinbild.gateway.secrets import load_secrets_of
 from kleinbild.gateway.services import Services
@@ -27,14 +35,18 @@ from kleinbild.providers.local import LocalProvider
 from kleinbild.safety.fetch import Fetcher, FetchLimits, Reach
 from kleinbild.storage import jobs
 from kleinbild.storage.blobs import open_blobs
+from kleinbild.storage.budgets import Budgets
+from kleinbild.storage.commits import Commits
 from kleinbild.storage.database import open_database
+from kleinbild.storage.ledger import Ledger
 from kleinbild.storage.ownership import owned
 from kleinbild.storage.retention import sweep
 
 SWEEP_SECONDS = 600.0
 TRIM_SECONDS = 4.0
 WORKFLOWS_KEPT_SECONDS = 3600.0  # for a look into what went wrong; the jobs themselves say what became of them
-DAY = 24 * 3600.0
+HOUR = 3600.0
+DAY = 24 * HOUR
 NICE = 5  # of the engine's process: on few cores the server must answer while pictures are made
 log = logging.getLogger(__name__)
 
@@ -51,27 +63,65 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         async with database.read() as connection:
             secrets = await load_secrets_of(connection, data)
             last_event = await jobs.last_event_id(connection)
-        blobs = open_blobs(database, settings.storage.blobs_url or data / "blobs")
+        commits = Commits(database)
+        stack.push_async_callback(commits.drain)
+        blobs = open_blobs(database, settings.storage.blobs_url or data / "blobs", commits)
         provider = LocalProvider(settings.engine.models, _engines(settings.engine))
         stack.push_async_callback(provider.close)
+        counters = await open_counters(settings.limits.shared_url)
+        stack.push_async_callback(counters.close)
+        fetcher = Fetcher(*fetching(settings.limits))
+        stack.push_async_callback(fetcher.aclose)
+        admission = Admission(settings.limits.max_queue, settings.limits.callers, counters)
+        fleet = open_fleet(
+            settings,
+            provider,
+            fetcher,
+            waiting=admission.waiting_seconds,
+            counters=counters,
+            known=usable(settings.data),
+            predictor=experience.read(data),
+        )
+        stack.callback(lambda: experience.keep(data, fleet.predictor))
+        stack.push_async_callback(fleet.close)
+        ledger = Ledger(database, commits=commits)
+        budgets = Budgets(database)
+        await settle_budgets(settings, database, budgets)
+        key_secret = secrets.derive("api keys")
+        attempts = Attempts(ledger, blobs, fleet, lambda: time.time() + services.settings.storage.image_days * DAY)
+        stack.push_async_callback(attempts.close)
         services = Services(
             settings=settings,
             database=database,
             blobs=blobs,
             secrets=secrets,
             media=Media(secrets.derive("signed urls"), settings.storage.url_minutes * 60),
-            authenticator=Authenticator(database, secrets.derive("api keys"), open_to_all=settings.loopback),
+            authenticator=Authenticator(
+                database,
+                key_secret,
+                open_to_all=settings.loopback,
+                configured=configured_callers(settings, key_secret),
+            ),
             hub=EventHub(database, last_event),
-            admission=Admission(settings.limits.max_queue, settings.limits.callers),
+            admission=admission,
             provider=provider,
-            fetcher=Fetcher(*fetching(settings.limits)),
+            fleet=fleet,
+            commits=commits,
+            ledger=ledger,
+            budgets=budgets,
+            counters=counters,
+            attempts=attempts,
+            checks=HealthChecks(fleet.places, fleet.listed, fleet.circuits, every=settings.routing.probe_seconds),
+            fetcher=fetcher,
             pulse=Pulse(),
         )
-        stack.push_async_callback(services.fetcher.aclose)
         await durable.launch(services, data)
         stack.push_async_callback(durable.stop, services)
+        await _take_up_attempts(services)
         for task in (_sweep(services), _trim(), services.pulse.beat()):
             stack.callback(asyncio.create_task(task).cancel)
+        if settings.routing.probe_seconds:
+            stack.callback(asyncio.create_task(services.checks.run()).cancel)
         yield services
 
 
@@ -101,6 +151,28 @@ def fetching(settings: LimitSettings) -> tuple[Reach, FetchLimits]:
     return reach, FetchLimits(max_bytes=int(settings.max_image_mb * 1e6), seconds=settings.fetch_seconds)
 
 
+async def _take_up_attempts(services: Services) -> None:
+    """Those whose jobs have ended or are forgotten; of all others, the jobs themselves do."""
+
+    async def work_of(job_id: str) -> ImageWork | None:
+        async with services.database.read() as connection:
+            job = await jobs.find(connection, job_id)
+        if job is None:
+            return ImageWork("image.generate", "", "", seed=0)
+        return job.work if job.status in FINAL else None
+
+    await services.attempts.recover(work_of)
+
+
+async def open_counters(shared_url: str | None) -> Counters:
+    """Raises CountersError where the server that is to be shared does not answer."""
+    if shared_url is None:
+        return MemoryCounters()
+    from kleinbild.gateway.limits.shared import open_shared
+
+    return await open_shared(shared_url)
+
+
 async def _trim() -> None:
     while True:
         await asyncio.sleep(TRIM_SECONDS)
@@ -114,7 +186,10 @@ async def _sweep(services: Services) -> None:
         try:
             kept_seconds = services.settings.storage.image_days * DAY
             await sweep(services.database, services.blobs, time.time(), kept_seconds)
+            await asyncio.to_thread(experience.keep, services.settings.data, services.fleet.predictor)
             await durable.forget(time.time() - WORKFLOWS_KEPT_SECONDS)
+            now = time.time()
+            await services.attempts.give_up_unknown(now - services.settings.routing.unknown_hours * HOUR, now)
         except Exception:
             log.exception("what has expired could not be removed; trying again later")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import logging
@@ -19,12 +20,17 @@ from kleinbild.client import running
 from kleinbild.core.errors import KleinbildError, RequestError
 from kleinbild.core.heap import give_back_freed_memory
 from kleinbild.gateway.app import create_app
+from kleinbild.gateway.deployments import require_secrets
 from kleinbild.gateway.lifespan import fetching, open_services
+from kleinbild.gateway.opened import configured_callers, open_fleet, settle_budgets
 from kleinbild.gateway.services import Services
 from kleinbild.gateway.settings import Configuration, ConfigurationError, Settings
 
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where a server that listens everywhere is reached here
 BACKLOG = 2048  # connections that wait to be taken
+_settling: list[
+    asyncio.Task[None]
+] = []  # budgets that were read again: the event loop itself does not hold on to tasks
 log = logging.getLogger(__name__)
 
 
@@ -115,15 +121,33 @@ class Server(uvicorn.Server):
 
 
 def apply(new: Settings, old: Settings, services: Services | None) -> None:
-    """Raises ConfigurationError if what needs a restart has changed; then nothing changes."""
+    """Raises ConfigurationError if what needs a restart has changed, or a secret is not there; then nothing changes.
+
+    The engine, the database and the pictures are opened once, and what is under way uses them. All that is of the gateway
+    may change: who is under way goes on with what he began with.
+    """
     if services is None:
         return
-    for section, fields in (("server", None), ("engine", None), ("storage", ("database_url", "blobs_url"))):
+    fixed = (
+        ("server", None),
+        ("engine", None),
+        ("storage", ("database_url", "blobs_url")),
+        ("limits", ("shared_url",)),
+    )
+    for section, fields in fixed:
         before, after = getattr(old, section), getattr(new, section)
         for name in fields or type(before).model_fields:
             if getattr(before, name) != getattr(after, name):
                 raise ConfigurationError(f"{section}.{name} cannot change while the server runs", "restart the server")
+    require_secrets(new)
+    fleet = open_fleet(
+        new, services.provider, services.fetcher, waiting=services.fleet.waiting, counters=services.counters
+    )
+    callers = configured_callers(new, services.secrets.derive("api keys"))
     services.settings = new
+    services.fleet.become(fleet)
+    services.authenticator.configure(callers)
+    _settling.append(asyncio.get_running_loop().create_task(settle_budgets(new, services.database, services.budgets)))
     services.media.seconds = new.storage.url_minutes * 60
     services.admission.set_limits(new.limits.max_queue, new.limits.callers)
     services.fetcher.set_limits(*fetching(new.limits))
@@ -137,7 +161,11 @@ def listen(host: str, port: int) -> list[socket.socket]:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         ):
             place = (str(address[0]), port or (listening[0].getsockname()[1] if listening else 0))
-            listening.append(socket.create_server(place, family=family, backlog=BACKLOG))
+            each = socket.create_server(place, family=family, backlog=BACKLOG)
+            # asyncio sets it only where the protocol's number was given. Without it, whoever keeps his connection waits 40 ms
+            # for the second packet of each answer.
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            listening.append(each)
     except OSError as error:
         for each in listening:
             each.close()

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kleinbild.core.ids import new_id
@@ -53,6 +54,12 @@ class Tracing:
             await send(message)
 
         await self.app(scope, receive, send_with_ids)
+
+
+def request_id_of(request: Request) -> str:
+    """Empty where no `Tracing` is around."""
+    trace = getattr(request.state, "trace", None)
+    return trace.request_id if isinstance(trace, Trace) else ""
 
 
 def trace_of(traceparent: str) -> Trace:

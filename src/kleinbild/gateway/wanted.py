@@ -8,25 +8,30 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from kleinbild.core.errors import SizeError
+from kleinbild.core.errors import RequestError, SizeError
 from kleinbild.core.formats import PictureFormat
 from kleinbild.core.jobs import ImageWork, PictureRef, Task
+from kleinbild.core.money import dollars
 from kleinbild.core.requests import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
 from kleinbild.core.sizes import Size, parse_size
 from kleinbild.gateway.errors import ApiError, of_validation
 from kleinbild.providers.base import Capabilities
 
-Body = TypeVar("Body", bound="Wanted")
+Body = TypeVar("Body", bound=BaseModel)
 
 MAX_PROMPT = 32_000
 MAX_MODEL = 256  # it is kept, in a warning, where another stands in
 MAX_REFERENCES = 16
+MAX_SECONDS = 3600
 DRAWN_SEEDS = 2**32  # as the engine draws them: short enough to read aloud
+NOWHERE = ("style", "complexity", "frame_count", "frame_duration_ms")
+"""Fields of OpenAI's that no place honours, as far as we ask them."""
 HOSTED_MODELS = ("gpt-image-", "dall-e-", "chatgpt-image-", "flux-2-")
 """Beginnings of names that code written for OpenAI or BFL sends. The first model that is served stands in for them."""
 
@@ -72,18 +77,33 @@ def _flag(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
+def _money(value: Any) -> Any:
+    """Text, or a JSON number, of which the digits count as they were written."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise PydanticCustomError("money_type", 'Input should be an amount of US dollars, such as "0.02"')
+    try:
+        amount = dollars(str(value))
+    except RequestError as error:
+        raise PydanticCustomError("money", 'Input should be an amount of US dollars, such as "0.02"') from error
+    return amount
+
+
 FORM = "form"
 """The context of values from a form, which are all text; JSON has numbers and truth values of its own."""
 Whole = Annotated[int, BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
+Money = Annotated[Decimal, BeforeValidator(_money), Field(ge=0, le=1_000_000)]
+PolicyName = Literal["cost", "latency", "quality", "balanced"]
 
 
 class Wanted(BaseModel):
     """The fields of `POST /v1/images/generations`; None is left to the model. `background` and below are OpenAI's, from
     `seed` on they are ours.
 
-    `keep`: the job goes on if the client goes away. `cache_references`: see `core.requests.PictureRequest`.
+    `keep`: the job goes on if the client goes away. `cache_references`: see `core.requests.PictureRequest`. From `policy` on
+    they say where the pictures may be made: for at most `max_price` US dollars, all attempts together, in at most
+    `max_seconds`, with `local_only` on this machine alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=null_is_absent)
@@ -117,6 +137,20 @@ class Wanted(BaseModel):
     cache_references: Flag = False
     strict: Flag = False
     keep: Flag = False
+
+    policy: PolicyName | None = None
+    max_price: Money | None = None
+    max_seconds: Number | None = Field(None, gt=0, le=MAX_SECONDS)
+    min_quality: Number | None = Field(None, ge=0, le=1)
+    region: str | None = Field(None, max_length=64)
+    local_only: Flag = False
+    losses: Literal["strict", "warn", "drop"] | None = None
+    hedge: Flag | None = None
+
+    @property
+    def on_loss(self) -> Literal["strict", "warn", "drop"]:
+        """What becomes of a field that a place does not honour."""
+        return self.losses or ("strict" if self.strict else "warn")
 
 
 class WantedEdit(Wanted):
@@ -163,30 +197,42 @@ def without_nulls(values: Any) -> Any:
     return {name: value for name, value in values.items() if value is not None} if isinstance(values, dict) else values
 
 
-def model_for(wanted: Wanted, models: tuple[str, ...]) -> str:
-    """The name of the model that will serve the request; whether there is one is for the provider to say."""
-    if wanted.model is None:
-        return models[0]
-    stands_in = wanted.model not in models and wanted.model.startswith(HOSTED_MODELS) and not wanted.strict
-    return models[0] if stands_in else wanted.model
-
-
 def work_for(wanted: Wanted, pictures: Pictures, can: Capabilities) -> tuple[ImageWork, tuple[str, ...]]:
     """The work, with everything random settled, and warnings. Raises ApiError for what `strict` does not allow."""
     losses = list(_losses(wanted, can))
     size = _size(wanted, pictures, can, losses)
-    if wanted.strict and losses:
+    told = _told(wanted, losses)
+    return _work(wanted, pictures, can.model, size, wanted.guidance if can.guidance else None), told
+
+
+def work_anywhere(wanted: Wanted, pictures: Pictures, model: str) -> tuple[ImageWork, tuple[str, ...]]:
+    """The work for whoever will do it, and warnings of what nobody does; what a place does otherwise is told once it is
+    known which. Raises ApiError as `work_for` does."""
+    losses = [
+        *_lost_anywhere(wanted),
+        *(Loss(name, "no place has such a setting") for name in NOWHERE if getattr(wanted, name) is not None),
+    ]
+    told = _told(wanted, losses)
+    return _work(wanted, pictures, model, _wanted_size(wanted), wanted.guidance), told
+
+
+def _told(wanted: Wanted, losses: list[Loss]) -> tuple[str, ...]:
+    if wanted.on_loss == "strict" and losses:
         raise ApiError(400, losses[0].message, code="unsupported_parameter", param=losses[0].param)
+    return () if wanted.on_loss == "drop" else tuple(f"{loss.param}: {loss.message}" for loss in losses)
+
+
+def _work(wanted: Wanted, pictures: Pictures, model: str, size: Size | None, guidance: float | None) -> ImageWork:
     task: Task = "image.edit" if pictures.references else "image.generate"
-    work = ImageWork(
+    return ImageWork(
         task=task,
         prompt=wanted.prompt,
-        model=can.model,
+        model=model,
         seed=secrets.randbelow(DRAWN_SEEDS) if wanted.seed is None else wanted.seed,
         n=wanted.n,
         size=size,
         steps=wanted.steps,
-        guidance=wanted.guidance if can.guidance else None,
+        guidance=guidance,
         references=pictures.references,
         mask=pictures.mask,
         cache_references=wanted.cache_references,
@@ -195,39 +241,35 @@ def work_for(wanted: Wanted, pictures: Pictures, can: Capabilities) -> tuple[Ima
         quality=wanted.quality,
         num_previews=wanted.partial_images if wanted.stream else 0,
     )
-    return work, tuple(f"{loss.param}: {loss.message}" for loss in losses)
 
 
 def _losses(wanted: Wanted, can: Capabilities) -> Iterator[Loss]:
     model = can.model
-    if wanted.model is not None and wanted.model != model:
-        yield Loss("model", f"{wanted.model} is not served here, {model} made it")
     if wanted.quality not in ("auto", "standard"):
         yield Loss("quality", f"{wanted.quality!r} makes no difference with {model}")
     if wanted.background == "transparent":
         yield Loss("background", f"{model} makes opaque pictures only")
-    if wanted.output_compression < 100 and wanted.output_format == "png":
-        yield Loss("output_compression", "a PNG has none")
-    if wanted.partial_images and not wanted.stream:
-        yield Loss("partial_images", "only streamed answers have them; set stream")
+    yield from _lost_anywhere(wanted)
     if not can.guidance and wanted.guidance not in (None, 1):
         yield Loss("guidance", f"{model} is distilled and works without")
     if wanted.adapters:
         yield Loss("adapters", f"{model} has none here")
-    for name in ("style", "input_fidelity", "complexity", "frame_count", "frame_duration_ms", "strength"):
+    for name in (*NOWHERE, "input_fidelity", "strength"):
         if getattr(wanted, name) is not None:
             yield Loss(name, f"{model} has no such setting")
 
 
+def _lost_anywhere(wanted: Wanted) -> Iterator[Loss]:
+    if wanted.output_compression < 100 and wanted.output_format == "png":
+        yield Loss("output_compression", "a PNG has none")
+    if wanted.partial_images and not wanted.stream:
+        yield Loss("partial_images", "only streamed answers have them; set stream")
+
+
 def _size(wanted: Wanted, pictures: Pictures, can: Capabilities, losses: list[Loss]) -> Size | None:
-    if wanted.size == "auto":
+    size = _wanted_size(wanted)
+    if size is None:
         return None
-    try:
-        size = parse_size(wanted.size)
-    except SizeError as error:
-        raise ApiError(400, f"{error.message}; {error.hint}, or auto", code="invalid_value", param="size") from error
-    if size.width <= 0 or size.height <= 0:
-        raise ApiError(400, f"{size} is not a size of a picture", code="invalid_value", param="size")
     if pictures.mask is not None:
         losses.append(Loss("size", "with a mask the picture keeps its own size"))
         return None
@@ -236,3 +278,16 @@ def _size(wanted: Wanted, pictures: Pictures, can: Capabilities, losses: list[Lo
     nearest = can.sizes.nearest(size)
     losses.append(Loss("size", f"{can.model} does not make {size} ({can.sizes}), it made {nearest}"))
     return nearest
+
+
+def _wanted_size(wanted: Wanted) -> Size | None:
+    """None is left to the model. Raises ApiError."""
+    if wanted.size == "auto":
+        return None
+    try:
+        size = parse_size(wanted.size)
+    except SizeError as error:
+        raise ApiError(400, f"{error.message}; {error.hint}, or auto", code="invalid_value", param="size") from error
+    if size.width <= 0 or size.height <= 0:
+        raise ApiError(400, f"{size} is not a size of a picture", code="invalid_value", param="size")
+    return size

@@ -13,15 +13,17 @@ import httpx2
 from fastapi import FastAPI
 
 from kleinbild.gateway import errors
-from kleinbild.gateway.api import admin, files, media
+from kleinbild.gateway.api import admin, budgets, files, media, reconcile
 from kleinbild.gateway.api.media import Media
 from kleinbild.gateway.flow.authenticate import Authenticator
 from kleinbild.gateway.secrets import Secrets
 from kleinbild.gateway.settings import Settings
 from kleinbild.storage import keys
 from kleinbild.storage.blobs import Blobs, open_blobs
+from kleinbild.storage.budgets import Budgets
 from kleinbild.storage.database import Database
 from kleinbild.storage.keys import Key, Rights
+from kleinbild.storage.ledger import Ledger
 
 
 @dataclass
@@ -56,13 +58,20 @@ async def serving(database: Database, folder: Path, *, open_to_all: bool = False
     secrets = Secrets(b"m" * 32)
     app = FastAPI()
     errors.install(app)
-    for router in (admin.router, files.router, media.router):
+    for router in (admin.router, budgets.router, reconcile.router, files.router, media.router):
         app.include_router(router)
     blobs = open_blobs(database, folder / "blobs")
     signed = Media(secrets.derive("signed urls"), 60)
     authenticator = Authenticator(database, secrets.derive("api keys"), open_to_all=open_to_all)
     app.state.services = SimpleNamespace(
-        settings=Settings(), database=database, blobs=blobs, media=signed, secrets=secrets, authenticator=authenticator
+        settings=Settings(),
+        database=database,
+        blobs=blobs,
+        media=signed,
+        secrets=secrets,
+        authenticator=authenticator,
+        ledger=Ledger(database),
+        budgets=Budgets(database),
     )
     transport = httpx2.ASGITransport(app=app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:

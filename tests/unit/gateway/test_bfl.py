@@ -16,7 +16,9 @@ from kleinbild.gateway import bfl
 from kleinbild.gateway.api import bfl as api
 from kleinbild.gateway.api.media import Media
 from kleinbild.gateway.errors import ApiError, too_many
-from kleinbild.gateway.wanted import Wanted, model_for, read
+from kleinbild.gateway.flow.route import model_of
+from kleinbild.gateway.wanted import Wanted, read
+from tests.unit.gateway import fleets
 
 BASE = "https://pictures.example"
 WORK = ImageWork("image.generate", "a fox", "nano", seed=7)
@@ -103,16 +105,18 @@ def test_each_name_is_the_model_that_is_served_or_the_first_stands_in(name: str)
     request = Request({"type": "http", "path": f"/v1/{name}", "headers": []})
     wanted = api.Inputs(prompt="a fox")  # type: ignore[call-arg]
     for models in (("nano",), ("nano", ours) if ours else ("nano", "klein-4b")):
-        provider = SimpleNamespace(models=models)
-        asked = api._ours(request, SimpleNamespace(provider=provider), wanted)  # type: ignore[arg-type]
-        assert model_for(asked, models) == (ours if ours in models else "nano")
+        served = fleets.models(*models)
+        asked = api._ours(request, SimpleNamespace(fleet=served), wanted)  # type: ignore[arg-type]
+        assert model_of(served, asked)[0] == (ours if ours in models else "nano")
 
 
 def test_a_served_model_of_a_hosted_name_is_not_stood_in_for() -> None:
     named = read(Wanted, {"prompt": "a fox", "model": "flux-2-mine"})
-    assert model_for(named, ("nano", "flux-2-mine")) == "flux-2-mine"
-    assert model_for(named, ("nano",)) == "nano"
-    assert model_for(read(Wanted, {"prompt": "a", "model": "flux-2-mine", "strict": True}), ("nano",)) == "flux-2-mine"
+    assert model_of(fleets.models("nano", "flux-2-mine"), named) == ("flux-2-mine", ())
+    model, told = model_of(fleets.models("nano"), named)
+    assert (model, told) == ("nano", ("model: flux-2-mine is not served here, nano made it",))
+    with pytest.raises(ApiError, match="does not exist"):
+        model_of(fleets.models("nano"), read(Wanted, {"prompt": "a", "model": "flux-2-mine", "strict": True}))
 
 
 def test_unknown_fields_are_told_of_but_not_at_any_length() -> None:

@@ -12,7 +12,7 @@ from kleinbild.core.errors import DestinationError
 from kleinbild.gateway.app import create_app
 from kleinbild.gateway.lifespan import open_services
 from kleinbild.gateway.serve import apply
-from kleinbild.gateway.settings import Settings
+from kleinbild.gateway.settings import ConfigurationError, Settings
 from tests.receiver import receiving
 
 pytestmark = pytest.mark.anyio
@@ -49,3 +49,20 @@ async def test_the_size_of_a_body_follows_the_settings(tmp_path: Path) -> None:
             assert (await client.post("/v1/jobs", json=large)).status_code == 400
             apply(settings(tmp_path, max_body_mb=0.005), before, services)
             assert (await client.post("/v1/jobs", json=large)).status_code == 413
+
+
+async def test_a_deployment_without_its_key_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    before = settings(tmp_path)
+    after = Settings.model_validate(
+        {
+            "server": {"data": tmp_path},
+            "limits": {"max_queue": 1},
+            "providers": [{"name": "alpha", "kind": "bfl", "api_key_env": "A_KEY_THAT_NOBODY_SET"}],
+            "deployments": [{"name": "far", "model": "klein", "provider": "alpha"}],
+        }
+    )
+    async with open_services(before) as services:
+        with pytest.raises(ConfigurationError, match="A_KEY_THAT_NOBODY_SET is not set"):
+            apply(after, before, services)
+        assert services.settings is before
+        assert [*services.fleet.deployments] == ["nano"]

@@ -9,7 +9,7 @@ import pytest
 from kleinbild.core.jobs import PictureRef
 from kleinbild.core.sizes import Size, SizeRange
 from kleinbild.gateway.errors import ApiError
-from kleinbild.gateway.wanted import Pictures, Wanted, WantedEdit, model_for, read, work_for
+from kleinbild.gateway.wanted import Pictures, Wanted, WantedEdit, read, work_for
 from kleinbild.providers.base import Capabilities
 
 DISTILLED = Capabilities("nano", SizeRange(64, 256, 256 * 256, 16), Size(128, 128), 4, guidance=False)
@@ -147,18 +147,6 @@ def test_a_picture_may_be_a_bare_url_and_the_same_is_true_of_the_mask() -> None:
     assert [one.image_url for one in edit.images] == ["https://a.example/b.png", None]
     assert edit.mask is not None
     assert edit.mask.image_url == "data:,"
-
-
-@pytest.mark.parametrize(
-    ("model", "served"),
-    [(None, "nano"), ("gpt-image-1", "nano"), ("dall-e-3", "nano"), ("nano-base", "nano-base"), ("x", "x")],
-)
-def test_openais_names_mean_the_first_model(model: str | None, served: str) -> None:
-    assert model_for(wanted(model=model), ("nano", "nano-base")) == served
-
-
-def test_strict_takes_a_name_as_it_is() -> None:
-    assert model_for(wanted(model="gpt-image-1", strict=True), ("nano",)) == "gpt-image-1"
 
 
 @pytest.mark.parametrize("wrong", [{"n": True}, {"n": "1"}, {"guidance": False}, {"keep": 0}, {"stream": "true"}])

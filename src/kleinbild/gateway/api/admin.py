@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kleinbild.core.callers import LOCAL, Caller, Role
-from kleinbild.gateway import administer
+from kleinbild.gateway import administer, allowances
 from kleinbild.gateway.administer import (
     Action,
     ChangedKey,
@@ -21,24 +21,28 @@ from kleinbild.gateway.administer import (
     WantedKey,
     acting,
     audit_object,
-    key_object,
+    key_told,
+    keys_told,
+    rights_of,
     with_changes,
 )
 from kleinbild.gateway.bodies import read_json
 from kleinbild.gateway.described import ERRORS, documented
 from kleinbild.gateway.errors import ApiError, not_found, of_validation
-from kleinbild.gateway.flow.authenticate import Asking
+from kleinbild.gateway.flow.authenticate import Asking, require_admin
+from kleinbild.gateway.flow.make import payers_of
+from kleinbild.gateway.opened import CONFIGURED
 from kleinbild.gateway.services import Services, services_of
-from kleinbild.gateway.tracing import Trace
-from kleinbild.storage import audit, keys
-from kleinbild.storage.keys import BeyondParentError, Key, MissingKeyError
+from kleinbild.gateway.tracing import request_id_of
+from kleinbild.storage import audit, budgets, keys
+from kleinbild.storage.keys import BeyondParentError, Key, MissingKeyError, Rights
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
 
 CHANGEABLE: dict[Role, frozenset[str]] = {
     "viewer": frozenset(),
-    "member": frozenset({"name", "role", "models", "routes", "limits", "expires_at"}),
-    "admin": frozenset({"name", "role", "models", "routes", "limits", "expires_at"}),
+    "member": frozenset({"name", "role", "models", "routes", "limits", "expires_at", "policy"}),
+    "admin": frozenset({"name", "role", "models", "routes", "limits", "expires_at", "policy", "budget"}),
 }
 """What a caller of that role may change of other keys that he may change at all; of his own key only the name."""
 CREATABLE: dict[Role, frozenset[str]] = {
@@ -77,9 +81,9 @@ async def create(request: Request, caller: Asking) -> Response:
     _require_allowed(wanted, CREATABLE[caller.role])
     services = services_of(request)
     async with _administering(services, request, caller, "key.create") as action:
-        parent = None if caller == LOCAL else caller.id
-        key, text = await administer.create(action, services.secrets.derive("api keys"), wanted, parent)
-    return JSONResponse({**key_object(key), "key": text}, 201)
+        key, text = await _create(action, services.secrets.derive("api keys"), wanted, caller)
+        told = await key_told(action.connection, key)
+    return JSONResponse({**told, "key": text}, 201)
 
 
 @router.get("/keys", responses={200: {"model": KeyList}, **ERRORS})
@@ -88,8 +92,8 @@ async def listing(request: Request, caller: Asking, project: str | None = None) 
     async with services_of(request).database.read() as connection:
         below = None if caller.may("admin") else caller.id
         found = await keys.listed(connection, project=project, below=below)
-    seen = [key for key in found if caller.may("member") or key.id == caller.id]
-    return JSONResponse({"object": "list", "data": [key_object(key) for key in seen]})
+        seen = [key for key in found if caller.may("member") or key.id == caller.id]
+        return JSONResponse({"object": "list", "data": await keys_told(connection, seen)})
 
 
 @router.get("/keys/{key_id}", responses={200: {"model": KeyObject}, **ERRORS})
@@ -97,12 +101,12 @@ async def one(request: Request, key_id: str, caller: Asking) -> Response:
     """A key, without itself."""
     with _in_words():
         async with services_of(request).database.read() as connection:
-            return JSONResponse(key_object(await _seen(connection, caller, key_id)))
+            return JSONResponse(await key_told(connection, await _seen(connection, caller, key_id)))
 
 
 @router.patch("/keys/{key_id}", **documented(ChangedKey, KeyObject, form=False, stream=False))
 async def change(request: Request, key_id: str, caller: Asking) -> Response:
-    """Changes a key. Nobody changes what he himself may do, or gives more than he has."""
+    """Changes a key. Nobody changes what he himself may do or spend, or gives more than he has."""
     wanted = _read(ChangedKey, await read_json(request))
     async with _administering(services_of(request), request, caller, "key.change") as action:
         key = await _seen(action.connection, caller, key_id)
@@ -110,11 +114,17 @@ async def change(request: Request, key_id: str, caller: Asking) -> Response:
         _require_allowed(wanted, allowed & {"name"} if key.id == caller.id else allowed)
         rights = with_changes(key.rights, wanted)
         if caller != LOCAL:
-            mine = await keys.effective(action.connection, caller.id)
+            mine = await _rights(action.connection, caller)
             keys.require_within(rights, mine, keys.changed_fields(key.rights, rights))
         changed = await keys.change(action.connection, key.id, name=wanted.name, rights=rights)
+        if "policy" in wanted.model_fields_set:
+            changed = await keys.route_by(action.connection, key.id, wanted.policy)
+        if "budget" in wanted.model_fields_set:
+            await _require_within_his_budgets(action.connection, caller, key.id)
+            await allowances.give(action.connection, key.id, wanted.budget)
         action.tell(key.id, wanted.model_dump(mode="json", exclude_unset=True))
-    return JSONResponse(key_object(changed))
+        told = await key_told(action.connection, changed)
+    return JSONResponse(told)
 
 
 @router.delete("/keys/{key_id}", responses={200: {"model": KeyObject}, **ERRORS})
@@ -124,7 +134,7 @@ async def revoke(request: Request, key_id: str, caller: Asking) -> Response:
         key = await _seen(action.connection, caller, key_id)
         revoked = await keys.revoke(action.connection, key.id, time.time())
         action.tell(key.id, {})
-    return JSONResponse(key_object(revoked))
+        return JSONResponse(await key_told(action.connection, revoked))
 
 
 @router.post("/keys/{key_id}/rotate", responses={200: {"model": KeyObject}, **ERRORS})
@@ -135,11 +145,13 @@ async def rotate(request: Request, key_id: str, caller: Asking) -> Response:
     async with _administering(services, request, caller, "key.rotate") as action:
         key = await _seen(action.connection, caller, key_id)
         if caller != LOCAL and key.id != caller.id:
-            mine = await keys.effective(action.connection, caller.id)
+            await _require_within_his_budgets(action.connection, caller, key.id)
+            mine = await _rights(action.connection, caller)
             keys.require_within(await keys.effective(action.connection, key.id), mine)
         rotated, text = await keys.rotate(action.connection, services.secrets.derive("api keys"), key.id)
         action.tell(key.id, {})
-    return JSONResponse({**key_object(rotated), "key": text})
+        told = await key_told(action.connection, rotated)
+    return JSONResponse({**told, "key": text})
 
 
 @router.get("/audit", responses={200: {"model": AuditList}, **ERRORS})
@@ -150,24 +162,44 @@ async def audited(
     after: Annotated[int | None, Query(ge=0, le=2**62)] = None,
 ) -> Response:
     """What was administered, newest first. For admins."""
-    if not caller.may("admin"):
-        raise _forbidden("Only an admin may read the audit log.")
+    require_admin(caller, "read the audit log")
     async with services_of(request).database.read() as connection:
         found = await audit.newest(connection, limit=limit + 1, after=after)
     data = [audit_object(entry) for entry in found[:limit]]
     return JSONResponse({"object": "list", "data": data, "has_more": len(found) > limit})
 
 
+async def _create(action: Action, secret: bytes, wanted: WantedKey, caller: Caller) -> tuple[Key, str]:
+    if caller == LOCAL:
+        return await administer.create(action, secret, wanted, None)
+    if not _is_configured(caller):
+        return await administer.create(action, secret, wanted, caller.id)
+    if not caller.may("admin"):  # what it makes would outlive it, and count against nothing of it
+        raise _forbidden("A key of the configuration makes keys only as an admin's.")
+    key, text = await administer.create(action, secret, wanted, None, maker=caller)
+    await _require_within_his_budgets(action.connection, caller, key.id)
+    return key, text
+
+
+async def _rights(connection: AsyncConnection, caller: Caller) -> Rights:
+    """What he may give at most."""
+    return rights_of(caller) if _is_configured(caller) else await keys.effective(connection, caller.id)
+
+
+def _is_configured(caller: Caller) -> bool:
+    """Then his key is in no database."""
+    return caller.id.startswith(CONFIGURED)
+
+
 @asynccontextmanager
 async def _administering(services: Services, request: Request, caller: Caller, what: str) -> AsyncIterator[Action]:
     if not caller.may("member"):
         raise _forbidden("A viewer may look at his own key and change nothing.")
-    trace = getattr(request.state, "trace", None)
-    request_id = trace.request_id if isinstance(trace, Trace) else ""
     with _in_words():
-        async with acting(services.database, caller.id, what, request_id) as action:
+        async with acting(services.database, caller.id, what, request_id_of(request)) as action:
             yield action
     services.authenticator.forget()
+    services.budgets.forget()
 
 
 @contextmanager
@@ -190,6 +222,24 @@ async def _seen(connection: AsyncConnection, caller: Caller, key_id: str) -> Key
     if caller.may("member") and await keys.is_below(connection, key_id, caller.id):
         return key
     raise not_found("key", key_id)
+
+
+async def _require_within_his_budgets(connection: AsyncConnection, caller: Caller, key_id: str) -> None:
+    """Whoever has a budget gets nothing beside it: neither from keys above his own, nor from those of others.
+
+    What keys below his own spend, his budgets count anyway. Raises ApiError, 403.
+    """
+    if await keys.is_below(connection, key_id, caller.id):
+        return
+    payers = payers_of(caller)
+    if any(budget.key in payers for budget in await budgets.listed(connection)):
+        raise ApiError(
+            403,
+            "Your key has a budget: you may do this with keys below it alone.",
+            type="permission_error",
+            code="beyond_budget",
+            param="budget",
+        )
 
 
 def _require_allowed(wanted: ChangedKey, allowed: frozenset[str]) -> None:

@@ -28,10 +28,11 @@ from kleinbild.gateway.described import documented
 from kleinbild.gateway.errors import ApiError
 from kleinbild.gateway.flow.authenticate import caller_by_x_key, maker_by_x_key
 from kleinbild.gateway.flow.pictures import take_source
+from kleinbild.gateway.flow.route import USUAL_SIZE, model_of
 from kleinbild.gateway.flow.submit import Order, fingerprint, submit
 from kleinbild.gateway.services import services_of
 from kleinbild.gateway.urls import base_url
-from kleinbild.gateway.wanted import MAX_PROMPT, Pictures, PictureSource, Wanted, model_for, read, without_nulls
+from kleinbild.gateway.wanted import MAX_PROMPT, Pictures, PictureSource, Wanted, read, without_nulls
 from kleinbild.gateway.webhooks import seal
 from kleinbild.storage import jobs, webhooks
 from kleinbild.storage.webhooks import BflWebhook, Endpoint
@@ -182,7 +183,7 @@ async def create(request: Request, caller: MakerByKey) -> Response:
         told |= {"polling_url": f"{base_url(request)}/v1/get_result?id={submission.job.id}"}
     else:
         told |= {"status": "Pending", "webhook_url": endpoint.url}
-    return JSONResponse({**told, **nothing_billed}, headers=headers(services, caller, submission))
+    return JSONResponse({**told, **nothing_billed}, headers=await headers(services, caller, submission))
 
 
 for _name in MODELS:
@@ -241,12 +242,13 @@ async def _order(
 
 def _ours(request: Request, services: Services, wanted: Inputs) -> Wanted:
     name = request.scope["path"].rsplit("/", 1)[1]
-    model = MODELS[name] if MODELS[name] in services.provider.models else name
+    named = MODELS[name]
+    model = named if named is not None and services.fleet.knows(named) else name
     same = {name: getattr(wanted, name) for name in ("prompt", "seed", "steps", "guidance", "output_format")}
     ours = read(Wanted, {**same, "model": model})
     if not wanted.width and not wanted.height:
         return ours
-    usual = services.provider.capabilities(model_for(ours, services.provider.models)).default_size
+    usual = services.fleet.usual_size(model_of(services.fleet, ours)[0]) or USUAL_SIZE
     return ours.model_copy(update={"size": str(Size(wanted.width or usual.width, wanted.height or usual.height))})
 
 

@@ -63,7 +63,7 @@ async def create(request: Request, caller: Making) -> Response:
     submission = await submit(services, order)
     body = answers.job_object(services, submission.job, base_url(request))
     location = {"Location": f"/v1/jobs/{submission.job.id}"}
-    return JSONResponse(body, 202, {**headers(services, caller, submission), **location})
+    return JSONResponse(body, 202, {**await headers(services, caller, submission), **location})
 
 
 @router.get("/jobs", responses={200: {"model": JobList}, **ERRORS})

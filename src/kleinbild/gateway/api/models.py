@@ -38,7 +38,7 @@ async def moderations(caller: Asking) -> Response:  # noqa: ARG001 - who asks mu
 
 
 def _allowed(request: Request, caller: Caller) -> list[str]:
-    served = services_of(request).provider.models
+    served = services_of(request).fleet.models
     return [name for name in served if caller.models is None or name in caller.models]
 
 

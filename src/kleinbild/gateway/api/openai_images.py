@@ -28,12 +28,12 @@ from kleinbild.gateway.described import ImagesObject, documented
 from kleinbild.gateway.errors import ApiError, as_object, client_gone
 from kleinbild.gateway.events import LAST
 from kleinbild.gateway.flow.authenticate import Making, require_model
-from kleinbild.gateway.flow.make import size_of_file
-from kleinbild.gateway.flow.pictures import require_few, take_file, take_source, take_sources
+from kleinbild.gateway.flow.pictures import require_few, size_of_file, take_file, take_source, take_sources
+from kleinbild.gateway.flow.route import model_of, wish_of
 from kleinbild.gateway.flow.submit import Order, Submission, fingerprint, submit
 from kleinbild.gateway.services import services_of
 from kleinbild.gateway.urls import base_url
-from kleinbild.gateway.wanted import Pictures, Wanted, WantedEdit, WantedVariation, model_for, read, work_for
+from kleinbild.gateway.wanted import Pictures, Wanted, WantedEdit, WantedVariation, read, work_anywhere, work_for
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
@@ -125,7 +125,7 @@ async def read_form_as(kind: type[Wanted], request: Request, caller: Caller) -> 
 async def make(request: Request, caller: Caller, wanted: Wanted, pictures: Pictures) -> Response:
     """The answer with pictures, or its stream."""
     services = services_of(request)
-    order = order_for(request, services, caller, wanted, pictures)
+    order = replace(order_for(request, services, caller, wanted, pictures), waits=True)
     with services.hub.listen(caller.project, order.job_id) as live:
         submission = await submit(services, order)
         job = submission.job
@@ -134,18 +134,19 @@ async def make(request: Request, caller: Caller, wanted: Wanted, pictures: Pictu
     if submission.replayed or not wanted.stream:
         require_pictures(job)
     if wanted.stream:
+        told = await headers(services, caller, submission)
         if await request.is_disconnected():  # the stream would not begin, and nobody see to it
             await abandon(services, job, keep=wanted.keep)
             raise client_gone()
         return StreamingResponse(
             with_heartbeats(events(request, services, job, wanted)),
             media_type="text/event-stream",
-            headers=headers(services, caller, submission),
+            headers=told,
         )
     submission = replace(submission, job=job)
     body = await answers.images_object(services, job, base_url(request), urls=wanted.response_format == "url")
     # Not JSONResponse: of 20 MB of base64 the standard library makes JSON in twice the time, and nothing else goes on.
-    return Response(to_json(body), headers=headers(services, caller, submission), media_type="application/json")
+    return Response(to_json(body), headers=await headers(services, caller, submission), media_type="application/json")
 
 
 def order_for(
@@ -158,28 +159,42 @@ def order_for(
     metadata: dict[str, str] | None = None,
     webhook: str | None = None,
 ) -> Order:
-    model = model_for(wanted, services.provider.models)
+    if wanted.losses is None and not wanted.strict:
+        wanted = wanted.model_copy(update={"losses": services.settings.routing.losses})
+    model, about_model = model_of(services.fleet, wanted)
     require_model(caller, model)
-    work, warnings = work_for(wanted, pictures, services.provider.capabilities(model))
+    wish = wish_of(wanted, pictures)
+    if (here := services.fleet.on_machine(model)) is not None:
+        work, warnings = work_for(wanted, pictures, services.provider.capabilities(here.provider_model))
+        work, wish = replace(work, model=model), replace(wish, given={})  # what it loses has been told
+    else:
+        work, warnings = work_anywhere(wanted, pictures, model)
     about = {**({"user": wanted.user} if wanted.user else {}), **(metadata or {})}
     answer = (wanted.stream, wanted.response_format)
     return Order(
         job_id=new_id("job"),
         caller=caller,
         work=work,
-        warnings=warnings,
+        warnings=(*about_model, *warnings),
+        wish=wish,
         key=request.headers.get("idempotency-key"),
         fingerprint=fingerprint(
-            request.url.path, work, *answer, sorted(about.items()), webhook, seed_drawn=wanted.seed is None
+            request.url.path,
+            work,
+            *answer,
+            *wish.identity,
+            sorted(about.items()),
+            webhook,
+            seed_drawn=wanted.seed is None,
         ),
         metadata=about or None,
         webhook=webhook,
     )
 
 
-def headers(services: Services, caller: Caller, submission: Submission) -> dict[str, str]:
+async def headers(services: Services, caller: Caller, submission: Submission) -> dict[str, str]:
     job = submission.job
-    found = {"x-kleinbild-job-id": job.id, **rate_headers(services, caller)}
+    found = {"x-kleinbild-job-id": job.id, **await rate_headers(services, caller), **answers.place_headers(job)}
     if warnings := answers.warnings(job):
         found["x-kleinbild-warnings"] = str(len(warnings))
     if submission.replayed:
@@ -187,10 +202,10 @@ def headers(services: Services, caller: Caller, submission: Submission) -> dict[
     return found
 
 
-def rate_headers(services: Services, caller: Caller) -> dict[str, str]:
+async def rate_headers(services: Services, caller: Caller) -> dict[str, str]:
     """OpenAI's, of the limits that the caller has."""
     found: dict[str, str] = {}
-    for rate in services.admission.rates(caller):
+    for rate in await services.admission.rates(caller):
         found[f"x-ratelimit-limit-{rate.name}"] = str(rate.limit)
         found[f"x-ratelimit-remaining-{rate.name}"] = str(rate.remaining)
         found[f"x-ratelimit-reset-{rate.name}"] = f"{rate.reset_seconds:.3g}s"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 
 from kleinbild.core.jobs import FINAL, Job, JobEvent
+from kleinbild.gateway import answers
 from kleinbild.gateway.errors import ApiError, client_gone
 from kleinbild.gateway.events import LAST, Subscription
 from kleinbild.gateway.flow.make import cancel
@@ -97,10 +98,11 @@ async def _end(services: Services, job_id: str) -> None:
 
 
 async def reload(services: Services, job: Job) -> Job:
+    if (finished := services.finished.take(job.id)) is not None:
+        return finished
     async with services.database.read() as connection:
         found = await jobs.find(connection, job.id)
-    assert found is not None
-    return found
+    return found or job  # the row of one that has just begun may yet be on its way
 
 
 def require_pictures(job: Job) -> None:
@@ -114,7 +116,9 @@ def require_pictures(job: Job) -> None:
             headers={"Retry-After": "1"},
         )
     if job.outcome is not None and job.outcome.error is not None:
-        raise ApiError.of_job(job.outcome.error)
+        error = ApiError.of_job(job.outcome.error)
+        error.headers = answers.place_headers(job)
+        raise error
     if job.status == "cancelled":
         raise ApiError(409, f"the job {job.id} was cancelled", code="cancelled")
 

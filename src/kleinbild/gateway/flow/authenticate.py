@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -21,6 +21,7 @@ from kleinbild.storage.database import Database, open_database
 REMEMBERED_S = 5.0
 MAX_REMEMBERED = 10_000
 USE_NOTED_S = 60.0
+NOBODY: Mapping[str, Caller] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class _Remembered:
 
 
 class Authenticator:
-    """Callers by their keys. With `open_to_all` (loopback only), whoever asks while there are no keys is LOCAL."""
+    """Callers by their keys; those of the `configured` ones are known by digest. With `open_to_all` (loopback only), whoever
+    asks while there are no keys is LOCAL."""
 
     def __init__(
         self,
@@ -38,10 +40,12 @@ class Authenticator:
         secret: bytes,
         *,
         open_to_all: bool = False,
+        configured: Mapping[str, Caller] = NOBODY,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database, self._secret, self._clock = database, secret, clock
-        self._open = open_to_all
+        self._configured = configured
+        self._open = open_to_all and not configured
         self._open_until = 0.0
         self._remembered: dict[str, _Remembered] = {}
 
@@ -51,6 +55,8 @@ class Authenticator:
             return LOCAL
         if key is None:
             raise _refused("You didn't provide an API key. Send it as a header: Authorization: Bearer kb_…")
+        if self._configured and (known := self._configured.get(keys.digest(self._secret, key))) is not None:
+            return known
         if not keys.FORM.fullmatch(key):
             raise _refused("Incorrect API key provided: it is none of this server's, which start with kb_.")
         digest = keys.digest(self._secret, key)
@@ -58,6 +64,11 @@ class Authenticator:
         if remembered is not None and self._clock() < remembered.until:
             return remembered.caller
         return await self._look_up(digest, key[:11])
+
+    def configure(self, callers: Mapping[str, Caller]) -> None:
+        """From now on these are the configured ones."""
+        self._configured = callers
+        self._open = self._open and not callers
 
     def forget(self) -> None:
         """After a change of keys: it holds at once in this process, in others within `REMEMBERED_S`."""
@@ -122,7 +133,7 @@ async def maker(request: Request, caller: Asking) -> Caller:
     require_member(caller, "make pictures")
     if "idempotency-key" not in request.headers:
         try:
-            services_of(request).admission.require_room(caller)
+            await services_of(request).admission.require_room(caller)
         except ApiError:
             await discard_body(request)
             raise
@@ -150,6 +161,12 @@ def require_member(caller: Caller, to: str) -> None:
         raise ApiError(403, f"A viewer may not {to}.", type="permission_error", code="role_not_allowed")
 
 
+def require_admin(caller: Caller, to: str) -> None:
+    """Raises ApiError, 403, for whoever is no admin."""
+    if not caller.may("admin"):
+        raise ApiError(403, f"Only an admin may {to}.", type="permission_error", code="role_not_allowed")
+
+
 def require_model(caller: Caller, model: str) -> None:
     """Raises ApiError, 403."""
     if caller.models is not None and model not in caller.models:
@@ -174,7 +191,9 @@ def require_route(caller: Caller, path: str) -> None:
 
 
 async def has_keys(settings: Settings) -> bool:
-    """Whether any key was ever made for the server of these settings."""
+    """Whether any key was ever made for the server of these settings, or stands in them."""
+    if settings.keys:
+        return True
     file = settings.database_file
     if file and not file.exists():
         return False

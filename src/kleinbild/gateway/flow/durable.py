@@ -130,10 +130,11 @@ def _another(name: str) -> str:
 async def stop(services: Services) -> None:
     """What still runs is left as it is, and is made or sent after the next start."""
     services.stopping = True
+    services.attempts.leave()
     logging.getLogger("dbos").setLevel(logging.ERROR)  # it warns of every task that is cancelled
     for task in services.running.values():
         task.cancel()
-    sending = [*_senders, *services.delivering]
+    sending = [*_senders, *services.delivering, *services.direct]
     for task in sending:
         task.cancel()
     await asyncio.gather(*sending, return_exceptions=True)

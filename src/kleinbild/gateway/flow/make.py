@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import time
-from collections import Counter
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from kleinbild.core.errors import KleinbildError
-from kleinbild.core.formats import MEDIA_TYPES
-from kleinbild.core.jobs import ImageWork, Job, JobError, MadePicture, Outcome
-from kleinbild.core.sizes import Size
-from kleinbild.core.tokens import NO_TOKENS
+from kleinbild.core.callers import Caller
+from kleinbild.core.errors import KleinbildError, NoPlaceError
+from kleinbild.core.jobs import ImageWork, Job, JobError, JobStatus, Outcome
 from kleinbild.gateway.errors import job_error
 from kleinbild.gateway.flow import notify
+from kleinbild.gateway.flow.chain import Chain, Made, Terms
+from kleinbild.gateway.flow.route import decision_id
+from kleinbild.gateway.routing.decision import Decision
 from kleinbild.providers.base import Inputs, Progress, Waiting
-from kleinbild.storage import idempotency, jobs
+from kleinbild.storage import decisions, idempotency, jobs, keys
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
 
-DAY = 24 * 3600.0
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where a job's pictures may be made, who pays, and whether a second place may be asked when the first is slow."""
+
+    decision: Decision
+    payers: tuple[str, ...]
+    hedge: bool | None = None
 
 
 async def make(services: Services, job_id: str) -> Outcome:
     """The pictures of a job, in the blob store. Nothing is made of a job that has ended, by being cancelled for one."""
-    job = await _begin(services, job_id)
-    if job is None:
-        return Outcome("cancelled")
-    task = services.running[job_id] = asyncio.create_task(_pictures(services, job))
+    job, fresh = await _begin(services, job_id)
+    return Outcome("cancelled") if job is None else await made(services, job, fresh=fresh)
+
+
+async def made(services: Services, job: Job, *, fresh: bool) -> Outcome:
+    """The pictures of a job that runs. `fresh`: it never did before."""
+    job_id = job.id
+    task = services.running[job_id] = asyncio.create_task(_pictures(services, job, fresh=fresh))
     try:
         outcome = await _outcome(task, job_id)
     finally:
@@ -69,14 +79,19 @@ async def finish(services: Services, job_id: str, outcome: Outcome, *, release: 
         delivery = job and await notify.record(connection, job, now)
         if job and release:
             await idempotency.release(connection, job_id)
-    timings = outcome.timings
-    seconds = sum(timings.values()) - timings.get("queue", 0.0) if timings else None
-    services.admission.ended(job_id, seconds / len(outcome.pictures) if seconds and outcome.pictures else None)
+    count_out(services, job_id, outcome)
     if event:
         services.hub.publish(event, recorded=True)
     if delivery:
         services.outbox.put_nowait(delivery.id)
     return job
+
+
+def count_out(services: Services, job_id: str, outcome: Outcome) -> None:
+    """Out of the queue, and what it took into what is expected of others."""
+    timings = outcome.timings
+    seconds = sum(timings.values()) - timings.get("queue", 0.0) if timings else None
+    services.admission.ended(job_id, seconds / len(outcome.pictures) if seconds and outcome.pictures else None)
 
 
 async def cancel(services: Services, job_id: str, *, release: bool = False) -> Job | None:
@@ -87,7 +102,8 @@ async def cancel(services: Services, job_id: str, *, release: bool = False) -> J
     return job
 
 
-async def _begin(services: Services, job_id: str) -> Job | None:
+async def _begin(services: Services, job_id: str) -> tuple[Job | None, bool]:
+    """The job, unless it has ended, and whether nobody ever began it."""
     async with services.database.write() as connection:
         before = await jobs.find(connection, job_id)
         job = await jobs.start(connection, job_id, time.time())
@@ -95,30 +111,70 @@ async def _begin(services: Services, job_id: str) -> Job | None:
         event = job and first and await services.hub.record(connection, services.hub.new(job, "job.started"))
     if event:
         services.hub.publish(event, recorded=True)
-    return job
+    return job, first
 
 
-async def _pictures(services: Services, job: Job) -> Outcome:
+async def _pictures(services: Services, job: Job, *, fresh: bool) -> Outcome:
     inputs = await load_inputs(services, job.work)
-    made = await services.provider.make(job.work, inputs, lambda progress: _tell(services, job, progress))
-    expires_at = time.time() + services.settings.storage.image_days * DAY
-    media_type = MEDIA_TYPES[job.work.output_format]
-    hashes = [await services.blobs.put(each.file, media_type, expires_at) for each in made]
-    sizes = [size_of_file(each.file) for each in made]
-    pictures = [
-        MadePicture(sha256, each.seed, size, len(each.file))
-        for sha256, size, each in zip(hashes, sizes, made, strict=True)
-    ]
-    timings: Counter[str] = Counter()
-    for each in made:
-        timings.update(each.timings)
+    plan = services.plans.pop(job.id, None) or await _plan_again(services, job)
+    chain = Chain(
+        services,
+        job,
+        inputs,
+        plan.decision,
+        plan.payers,
+        _terms(services, plan),
+        lambda progress: _tell(services, job, progress),
+    )
+    try:
+        made = await chain.run(fresh=fresh)
+    except KleinbildError as error:
+        return _outcome_of("failed", chain.made, job_error(error))
+    return _outcome_of("completed", made)
+
+
+def _outcome_of(status: JobStatus, made: Made, error: JobError | None = None) -> Outcome:
     return Outcome(
-        "completed",
-        tuple(pictures),
-        timings=dict(timings),
-        tokens=sum((each.tokens for each in made), NO_TOKENS),
-        fingerprint=made[0].fingerprint,
-        notes=tuple(dict.fromkeys(note for each in made for note in each.notes)),
+        status,
+        () if error else tuple(made.pictures[index] for index in sorted(made.pictures)),
+        error=error,
+        timings=dict(made.timings),
+        tokens=made.tokens,
+        fingerprint=made.fingerprint,
+        notes=tuple(made.notes),
+        cost=made.cost,
+        attempts=made.attempts,
+        deployments=tuple(made.deployments),
+    )
+
+
+def payers_of(caller: Caller) -> tuple[str, ...]:
+    """The keys whose budgets count what he asks for: his own, and those above it."""
+    return (caller.id, *caller.payers)
+
+
+def kept_decision(decision: Decision, job: Job) -> decisions.Decision:
+    return decisions.Decision(decision.id, job.id, job.caller, job.project, decision.at, decision.to_json())
+
+
+async def _plan_again(services: Services, job: Job) -> Plan:
+    """After a restart: what was decided then."""
+    async with services.database.read() as connection:
+        kept = await decisions.find(connection, decision_id(job.id), job.project)
+        payers = await keys.line_of(connection, job.caller)
+    if kept is None:
+        raise NoPlaceError("it is not known any more where this was to be made", "ask for it again")
+    return Plan(Decision.from_json(kept.body), payers)
+
+
+def _terms(services: Services, plan: Plan) -> Terms:
+    routing = services.settings.routing
+    return Terms(
+        deadline=services.fleet.clock() + routing.total_seconds,
+        max_attempts=routing.max_attempts + plan.decision.asked.measure.images - 1,
+        on_unknown=routing.unknown,
+        ceiling=plan.decision.asked.max_price,
+        hedge=routing.hedge if plan.hedge is None else plan.hedge,
     )
 
 
@@ -136,8 +192,3 @@ def _tell(services: Services, job: Job, progress: Progress) -> None:
     hub.publish(hub.new(job, "job.step", **step), recorded=False)
     if progress.preview is not None:
         hub.publish(hub.new(job, "job.preview", **step, png=progress.preview), recorded=False)
-
-
-def size_of_file(file: bytes) -> Size:
-    with Image.open(io.BytesIO(file)) as image:  # reads the header, decodes nothing
-        return Size(image.width, image.height)

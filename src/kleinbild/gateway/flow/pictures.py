@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import binascii
+import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+import pybase64
+from PIL import Image
 from starlette.datastructures import UploadFile
 
 from kleinbild.core.callers import Caller
 from kleinbild.core.errors import KleinbildError, PictureError
 from kleinbild.core.formats import MEDIA_TYPES
 from kleinbild.core.jobs import PictureRef
+from kleinbild.core.sizes import Size
 from kleinbild.gateway.errors import ApiError, not_found
 from kleinbild.gateway.wanted import MAX_REFERENCES, PictureSource
 from kleinbild.safety.pictures import PictureLimits, clean, sniff
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
 
 HOUR = 3600.0
 PIECE = 256 * 1024  # characters; a multiple of four
-MAX_HEAD = 4096  # of a data URL: what stands before its comma
 MAX_NAME = 255  # characters that are kept, from the end: a data URL can hold a name of megabytes
 
 
@@ -97,8 +99,8 @@ async def _keep(services: Services, file: bytes, name: str) -> PictureRef:
 
 def _data_of(url: str) -> tuple[bytes, str]:
     """The file in a data URL, and the name that a parameter `name` gives it."""
-    comma = url.find(",") if "," in url[:MAX_HEAD] else len(url)
-    _, *parameters = url[: min(comma, MAX_HEAD)].split(";")
+    comma = url.find(",")
+    _, *parameters = url[: max(comma, 0)].split(";")
     if not parameters or parameters[-1] != "base64":
         raise PictureError("a data URL must be base64", "write data:image/png;base64,…")
     name = next((unquote(each[5:]) for each in parameters if each.startswith("name=")), "")
@@ -115,5 +117,10 @@ def decoded(text: str, start: int = 0) -> bytes:
     for begin in range(start, len(text), PIECE):
         if files and len(files[-1]) != PIECE // 4 * 3:
             raise ValueError("padding within the text")
-        files.append(base64.b64decode(text[begin : begin + PIECE], validate=True))
+        files.append(pybase64.b64decode(text[begin : begin + PIECE], validate=True))
     return b"".join(files)
+
+
+def size_of_file(file: bytes) -> Size:
+    with Image.open(io.BytesIO(file)) as image:  # reads the header, decodes nothing
+        return Size(image.width, image.height)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from kleinbild.core.callers import Caller
 from kleinbild.core.jobs import ImageWork, Job, JobError, Outcome
 from kleinbild.gateway.errors import ApiError
-from kleinbild.gateway.flow import durable
-from kleinbild.gateway.flow.make import finish, load_inputs
-from kleinbild.storage import idempotency, jobs, webhooks
+from kleinbild.gateway.flow import direct, durable
+from kleinbild.gateway.flow.admit import megapixels
+from kleinbild.gateway.flow.make import Plan, finish, kept_decision, load_inputs, payers_of
+from kleinbild.gateway.flow.route import ANYWHERE, Wish, route
+from kleinbild.storage import decisions, idempotency, jobs, webhooks
 from kleinbild.storage.idempotency import Claim
 from kleinbild.storage.webhooks import BflWebhook
 
@@ -35,7 +37,7 @@ class _QuickerError(Exception):
 class Order:
     """What a caller asks for. `job_id` will be the job's, unless the same was asked for before.
 
-    `key` is his idempotency key; `fingerprint` says what it stands for. `webhook` is told of the job's end, as `bfl` says
+    `waits`: he does so for the pictures, and does not come back for them. `key` is his idempotency key; `fingerprint` says what it stands for. `webhook` is told of the job's end, as `bfl` says
     if it is given.
     """
 
@@ -43,11 +45,13 @@ class Order:
     caller: Caller
     work: ImageWork
     warnings: tuple[str, ...] = ()
+    wish: Wish = ANYWHERE
     key: str | None = None
     fingerprint: str = ""
     metadata: dict[str, str] | None = None
     webhook: str | None = None
     bfl: BflWebhook | None = None
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +69,22 @@ async def submit(services: Services, order: Order) -> Submission:
     if known := await _known(services, order):
         return Submission(known, replayed=True)
     inputs = await load_inputs(services, order.work)
-    await asyncio.to_thread(services.provider.check, order.work, inputs)
+    routed = await route(services, order.caller, order.wish, order.work, inputs, order.job_id)
     job = Job(
         id=order.job_id,
         caller=order.caller.id,
         project=order.caller.project,
         work=order.work,
         created_at=time.time(),
-        warnings=order.warnings,
+        warnings=(*order.warnings, *routed.warnings),
         metadata=order.metadata,
         webhook=order.webhook,
     )
     position = services.admission.num_jobs
-    services.admission.admit(order.caller, job.id, order.work.n)
+    await services.admission.admit(order.caller, job.id, order.work.n, megapixels(order.work))
+    plan = services.plans[job.id] = Plan(routed.decision, payers_of(order.caller), order.wish.hedge)
+    if order.waits and order.key is None and order.webhook is None:
+        return Submission(direct.begin(services, job, plan, position), replayed=False)
     keeping = asyncio.create_task(_keep(services, order, job, position))
     _keeping.add(keeping)
     keeping.add_done_callback(_keeping.discard)
@@ -109,9 +116,11 @@ async def _keep(services: Services, order: Order, job: Job, position: int) -> Su
         known = await _add(services, order, job, position)
     except BaseException:
         services.admission.ended(job.id)
+        services.plans.pop(job.id, None)
         raise
     if known is not None:  # somebody was quicker with the same key
         services.admission.ended(job.id)
+        services.plans.pop(job.id, None)
         return Submission(known, replayed=True)
     try:
         await durable.start(job.id)
@@ -137,6 +146,7 @@ async def _add_once(services: Services, order: Order, job: Job, position: int) -
             if held := await idempotency.holder(connection, order.caller.id, order.key, now):
                 return _same(held, order, await jobs.find(connection, held.job_id))
         await jobs.add(connection, job)
+        await decisions.add(connection, kept_decision(services.plans[job.id].decision, job))
         if order.bfl is not None:
             await webhooks.add_bfl(connection, order.bfl)
         if order.key is not None:

@@ -1,0 +1,164 @@
+"""All places that make pictures for this server, and how they do: what is configured, what is known, what may be asked now."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+
+from kleinbild.core.deployments import Deployment
+from kleinbild.core.errors import UnknownModelError
+from kleinbild.core.prices import Measure
+from kleinbild.core.sizes import Size
+from kleinbild.gateway.deployments import Alias
+from kleinbild.gateway.flow.circuits import Circuits, Permit
+from kleinbild.gateway.flow.hedging import Hedges
+from kleinbild.gateway.limits.providers import ProviderLimits
+from kleinbild.gateway.routing.asked import AUTO
+from kleinbild.gateway.routing.candidates import Candidate, Standing
+from kleinbild.gateway.routing.predict import Ending, Predictor
+from kleinbild.gateway.routing.rules import Rule
+from kleinbild.providers.base import Provider
+from kleinbild.providers.hosted import Hosted, ProviderError
+
+ENOUGH = 20  # of calls like it, before one counts as unusually long
+SLOW = frozenset({"timeout"})
+BROKEN = frozenset({"connection", "overloaded", "bad_answer", "failed", "credentials", "credit"})
+
+
+@dataclass(frozen=True, slots=True)
+class FleetTerms:
+    """`call_seconds` bound one call; `unknown_price_reserve` is set aside where no price is known, None refuses."""
+
+    call_seconds: float = 300.0
+    unknown_price_reserve: Decimal | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Fleet:
+    """`places` are by the name of their provider. `waiting` says how long this machine's engine is busy already."""
+
+    deployments: Mapping[str, Deployment]
+    places: Mapping[str, Hosted]
+    local: Provider
+    circuits: Circuits
+    predictor: Predictor
+    limits: ProviderLimits
+    hedges: Hedges
+    default_model: str
+    aliases: Mapping[str, Alias] = field(default_factory=dict)
+    rules: Sequence[Rule] = ()
+    terms: FleetTerms = FleetTerms()
+    waiting: Callable[[], float] = lambda: 0.0
+    clock: Callable[[], float] = time.monotonic
+    rng: random.Random = field(default_factory=random.Random)
+    _former: list[Hosted] = field(default_factory=list)
+
+    @property
+    def listed(self) -> tuple[Deployment, ...]:
+        return tuple(self.deployments.values())
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What can be asked for by name, aliases included."""
+        return tuple(dict.fromkeys([*(each.model for each in self.listed), *self.aliases]))
+
+    def knows(self, model: str) -> bool:
+        return model in self.deployments or any(each.model == model for each in self.listed)
+
+    def serving(self, model: str) -> tuple[Deployment, ...]:
+        return tuple(each for each in self.listed if model in (AUTO, each.name, each.model))
+
+    def on_machine(self, model: str) -> Deployment | None:
+        """The one deployment that serves the model, if that is the engine's and no other place does."""
+        serving = self.serving(model)
+        return serving[0] if len(serving) == 1 and serving[0].on_machine else None
+
+    def usual_size(self, model: str) -> Size | None:
+        """What the engine here makes where nobody says."""
+        for deployment in self.serving(model):
+            if deployment.on_machine:
+                try:
+                    return self.local.capabilities(deployment.provider_model).default_size
+                except UnknownModelError:
+                    return None
+        return None
+
+    def of_now(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """As they are configured by now: a decision may be older."""
+        return [
+            replace(each, deployment=self.deployments[each.deployment.name])
+            for each in candidates
+            if each.deployment.name in self.deployments
+        ]
+
+    def place(self, deployment: Deployment) -> Hosted:
+        return self.places[deployment.provider]
+
+    def standings(self, now: float) -> dict[str, Standing]:
+        """`now` is in seconds since 1970."""
+        return {each.name: self._standing(each, now) for each in self.listed}
+
+    def permit(self, deployment: Deployment) -> Permit | None:
+        return self.circuits.allow(deployment.name)
+
+    def released(self, permit: Permit | None) -> None:
+        if permit is not None:
+            self.circuits.released(permit)
+
+    def retry_after(self, deployment: Deployment) -> float:
+        return self.circuits.standing(deployment.name).retry_seconds
+
+    def unusual_after(self, deployment: Deployment, measure: Measure) -> float | None:
+        """Seconds that 19 of 20 such calls take; None while too few are known."""
+        prediction = self.predictor.predict(deployment, measure, time.time())
+        return prediction.high if prediction.samples >= ENOUGH else None
+
+    def succeeded(self, deployment: Deployment, measure: Measure, permit: Permit | None, seconds: float) -> None:
+        self.predictor.observe(deployment, measure, seconds, time.time(), "done")
+        if permit is not None:
+            self.circuits.succeeded(permit)
+
+    def failed(
+        self,
+        deployment: Deployment,
+        measure: Measure,
+        permit: Permit | None,
+        error: ProviderError,
+        seconds: float | None,
+    ) -> None:
+        ending: Ending | None = "timed_out" if error.cause in SLOW else "failed" if error.cause in BROKEN else None
+        if ending is not None and seconds is not None:
+            self.predictor.observe(deployment, measure, seconds, time.time(), ending)
+        if permit is not None:
+            self.circuits.failed(permit, error)
+
+    @asynccontextmanager
+    async def slot(self, deployment: Deployment, num_images: int, seconds: float) -> AsyncIterator[None]:
+        """A place among the calls that the provider takes at once. Raises ProviderError, refused, if none comes in time."""
+        async with self.limits.slot(deployment.provider, num_images, self.clock() + seconds):
+            yield
+
+    def become(self, other: Fleet) -> None:
+        """Takes over another's configuration; what has been learned of the places, and how they do, stays. Calls that are
+        under way end where they began."""
+        self._former.extend(self.places.values())
+        for name in ("deployments", "places", "limits", "hedges", "default_model", "aliases", "rules", "terms"):
+            setattr(self, name, getattr(other, name))
+
+    async def close(self) -> None:
+        for place in (*self.places.values(), *self._former):
+            await place.close()
+
+    def _standing(self, deployment: Deployment, now: float) -> Standing:
+        circuit = self.circuits.standing(deployment.name)
+        return Standing(
+            circuit=circuit.state,
+            retry_at=now + circuit.retry_seconds if circuit.retry_seconds else None,
+            waiting_seconds=self.waiting() if deployment.on_machine else 0.0,
+            active=self.limits.active(deployment.provider),
+            max_active=self.limits.limit(deployment.provider).max_active,
+        )

@@ -1,0 +1,66 @@
+"""A job that somebody waits for, made at once in this process, without a workflow of its own.
+
+It is a row like any other from the start: if the process dies, the next one finds it unfinished and goes on with it as a
+workflow (`durable.launch`). Its row is written together with the money set aside for it, and its end with what that came
+to: where many ask at once, many share a transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from kleinbild.core.jobs import Job, JobError, Outcome
+from kleinbild.gateway.flow import durable
+from kleinbild.gateway.flow.make import Plan, count_out, kept_decision, made
+from kleinbild.storage import jobs
+
+if TYPE_CHECKING:
+    from kleinbild.gateway.services import Services
+
+NOT_KEPT = Outcome("failed", error=JobError("the server cannot write its database just now; ask again"))
+log = logging.getLogger(__name__)
+
+
+def begin(services: Services, job: Job, plan: Plan, position: int) -> Job:
+    """The job as it now runs. Nothing leaves this machine for it before its row is kept: both are committed in order."""
+    hub = services.hub
+    running = replace(job, status="running", started_at=time.time())
+    events = (hub.new(job, "job.queued", position=position), hub.new(running, "job.started"))
+    kept = services.commits.begin(
+        jobs.added(running, kept_decision(plan.decision, job), events), durable=False, alone=False
+    )
+    for event in events:
+        hub.publish(event, recorded=True)
+    task = asyncio.create_task(_make(services, running, kept))
+    services.direct.add(task)
+    task.add_done_callback(services.direct.discard)
+    return running
+
+
+async def _make(services: Services, job: Job, kept: asyncio.Future[None]) -> None:
+    try:
+        outcome = await made(services, job, fresh=True)
+        services.commits.flush()
+        await kept
+    except Exception:
+        log.exception("the job %s could not be kept", job.id)
+        outcome = NOT_KEPT
+    try:
+        await _finish(services, job, outcome)
+    except Exception:
+        log.exception("the job %s could not be ended; it is taken up again", job.id)
+        await durable.start(job.id, again=True)
+
+
+async def _finish(services: Services, job: Job, outcome: Outcome) -> None:
+    now = time.time()
+    event = services.hub.new(job, f"job.{outcome.status}")
+    ended = await services.commits.make(jobs.ended(job.id, outcome, now, event), durable=False)
+    count_out(services, job.id, outcome)
+    if ended or outcome is NOT_KEPT:  # that one has no row, and somebody who waits
+        services.finished.keep(replace(job, status=outcome.status, outcome=outcome, completed_at=now))
+        services.hub.publish(event, recorded=True)

@@ -1,0 +1,140 @@
+"""What the settings name, opened: providers with their keys, deployments with their prices, callers' keys, and budgets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+
+from kleinbild.core.callers import Caller
+from kleinbild.core.deployments import Can, ProviderKind
+from kleinbild.gateway import catalog
+from kleinbild.gateway.catalog import Catalog
+from kleinbild.gateway.configured import ProviderSettings
+from kleinbild.gateway.deployments import aliases_of, deployments_of, key_of, limits_of
+from kleinbild.gateway.fleet import Fleet, FleetTerms
+from kleinbild.gateway.flow.circuits import Circuits, Tolerance
+from kleinbild.gateway.flow.hedging import Hedges
+from kleinbild.gateway.limits.counters import Counters
+from kleinbild.gateway.limits.providers import ProviderLimit, ProviderLimits
+from kleinbild.gateway.routing.predict import Predictor
+from kleinbild.gateway.routing.rules import Rule, read_rules
+from kleinbild.gateway.settings import ConfigurationError, Settings
+from kleinbild.providers.base import Provider
+from kleinbild.providers.hosted import Hosted
+from kleinbild.providers.kinds import CAPABILITIES, hosted
+from kleinbild.providers.on_machine import OnMachine, can
+from kleinbild.safety.fetch import Fetcher
+from kleinbild.storage import budgets, keys
+from kleinbild.storage.budgets import Budget, Budgets
+from kleinbild.storage.database import Database
+
+CONFIGURED = "toml:"
+"""Begins the ids of keys and budgets that stand in the configuration."""
+
+
+def open_fleet(
+    settings: Settings,
+    local: Provider,
+    fetcher: Fetcher,
+    *,
+    waiting: Callable[[], float],
+    predictor: Predictor | None = None,
+    counters: Counters | None = None,
+    known: Catalog | None = None,
+) -> Fleet:
+    """Raises ConfigurationError where a provider that is used has no key."""
+    known = known or catalog.current(settings.data)
+    used = {each.provider for each in settings.all_deployments}
+    providers = {each.name: each for each in settings.all_providers if each.name in used}
+    deployments = deployments_of(settings, known, _can_of(local))
+    routing = settings.routing
+    return Fleet(
+        deployments={each.name: each for each in deployments},
+        places={name: _place(each, local, fetcher) for name, each in providers.items()},
+        local=local,
+        circuits=Circuits(Tolerance(consecutive=routing.failures, open_seconds=routing.rest_seconds)),
+        predictor=predictor or Predictor(),
+        limits=ProviderLimits({name: _limit(each, known) for name, each in providers.items()}, counters),
+        hedges=Hedges(share=routing.hedge_share),
+        default_model=deployments[0].model,
+        aliases=aliases_of(settings, known),
+        rules=rules_of(settings),
+        terms=FleetTerms(
+            call_seconds=routing.call_seconds,
+            unknown_price_reserve=routing.unknown_price_reserve,
+        ),
+        waiting=waiting,
+    )
+
+
+def rules_of(settings: Settings) -> tuple[Rule, ...]:
+    return read_rules([each.flat for each in settings.rules])
+
+
+def configured_callers(settings: Settings, secret: bytes) -> dict[str, Caller]:
+    """By the digests of their keys. Raises ConfigurationError for a key whose variable is not set."""
+    found: dict[str, Caller] = {}
+    for each in settings.keys:
+        value = os.environ.get(each.secret_env, "").strip()
+        if len(value) < 8:
+            raise ConfigurationError(
+                f"the variable {each.secret_env} of keys.{each.name} is {'too short' if value else 'not set'}",
+                "set it to a secret of at least 8 characters",
+            )
+        found[keys.digest(secret, value)] = Caller(
+            id=CONFIGURED + each.name,
+            owner=each.owner,
+            project=each.project,
+            role=each.role,
+            models=each.models,
+            routes=each.routes,
+            limits=each.limits.limits,
+            policy=each.policy,
+        )
+    return found
+
+
+async def settle_budgets(settings: Settings, database: Database, known_budgets: Budgets) -> None:
+    """Makes the budgets in the database those of the settings. What was spent of one that stays, stays spent."""
+    wanted = {each.id: each for each in configured_budgets(settings)}
+    async with database.write() as connection:
+        for known in await budgets.listed(connection):
+            if known.id.startswith(CONFIGURED) and known.id not in wanted:
+                await budgets.remove(connection, known.id)
+        for each in wanted.values():
+            await budgets.put(connection, each)
+    known_budgets.forget()
+
+
+def configured_budgets(settings: Settings) -> Iterator[Budget]:
+    names = {each.name for each in settings.keys}
+    for key in settings.keys:
+        if (budget := key.budget) is not None:
+            alerts = tuple(Decimal(str(share)) for share in budget.alerts)
+            yield Budget(
+                f"{CONFIGURED}keys.{key.name}", budget.amount, budget.window, key=CONFIGURED + key.name, alerts=alerts
+            )
+    for each in settings.budgets:
+        subject = CONFIGURED + each.subject if each.scope == "key" and each.subject in names else each.subject
+        alerts = tuple(Decimal(str(share)) for share in each.alerts)
+        of = {each.scope: subject}
+        yield Budget(f"{CONFIGURED}{each.scope}.{each.subject}"[:64], each.amount, each.window, alerts=alerts, **of)
+
+
+def _can_of(local: Provider) -> Callable[[ProviderKind, str], Can]:
+    def can_of(kind: ProviderKind, model: str) -> Can:
+        return can(local.capabilities(model)) if kind == "local" else CAPABILITIES[kind](model)
+
+    return can_of
+
+
+def _place(provider: ProviderSettings, local: Provider, fetcher: Fetcher) -> Hosted:
+    if provider.kind == "local":
+        return OnMachine(local)
+    return hosted(provider.kind, key_of(provider), provider.base_url, fetcher=fetcher)
+
+
+def _limit(provider: ProviderSettings, known: Catalog) -> ProviderLimit:
+    own = limits_of(provider, known)
+    return ProviderLimit(own.max_active, own.requests_per_minute, own.images_per_minute)
