@@ -65,7 +65,7 @@ def test_a_key_is_alone_on_stdout_and_shown_this_once(home: Path) -> None:
 
 def test_everything_that_a_key_may_is_given_and_shown(told: Callable[..., str]) -> None:
     rights = "--role viewer --model nano --model klein-4b --route /v1/images --expires 30d".split()
-    limits = "--requests-per-minute 60 --images-per-minute 10 --concurrent-jobs 2".split()
+    limits = "--requests-per-minute 60 --images-per-minute 10 --megapixels-per-minute 20 --concurrent-jobs 2".split()
     made = json.loads(told("create", "--name", "n", "--owner", "anna", "--project", "p", *rights, *limits, "--json"))
     assert FORM.fullmatch(made.pop("key"))
     assert made == json.loads(told("show", made["id"], "--json"))
@@ -78,11 +78,19 @@ def test_everything_that_a_key_may_is_given_and_shown(told: Callable[..., str]) 
         "role": "viewer",
         "models": ["klein-4b", "nano"],
         "routes": ["/v1/images"],
-        "limits": {"requests_per_minute": 60, "images_per_minute": 10, "concurrent_jobs": 2},
+        "limits": {
+            "requests_per_minute": 60,
+            "images_per_minute": 10,
+            "concurrent_jobs": 2,
+            "megapixels_per_minute": 20,
+        },
     }
     assert {name: made[name] for name in wanted} == wanted
     shown = told("show", made["prefix"])
-    assert all(text in shown for text in ("anna", "klein-4b, nano", "images per minute:   10", "viewer"))
+    assert all(
+        text in shown
+        for text in ("anna", "klein-4b, nano", "images per minute:     10", "megapixels per minute: 20", "viewer")
+    )
 
 
 def test_a_child_has_what_its_parent_has_and_never_more(told: Callable[..., str]) -> None:
@@ -91,12 +99,33 @@ def test_a_child_has_what_its_parent_has_and_never_more(told: Callable[..., str]
     child = json.loads(told("create", "--parent", parent["prefix"], "--concurrent-jobs", "2", "--json"))
     same = ("owner", "project", "role", "models", "expires_at")
     assert {name: child[name] for name in same} == {name: parent[name] for name in same}
-    assert child["limits"] == {"requests_per_minute": None, "images_per_minute": 10, "concurrent_jobs": 2}
+    assert {name: limit for name, limit in child["limits"].items() if limit is not None} == {
+        "images_per_minute": 10,
+        "concurrent_jobs": 2,
+    }
     assert child["parent"] == parent["id"]
     for more in ("--role admin", "--model klein-4b", "--project q", "--expires 2d", "--images-per-minute 11"):
         told("create", "--parent", parent["id"], *more.split(), code=2)
     assert len(json.loads(told("list", "--json"))) == 2
     assert told("list", "--project", "q").count("\n") == 1
+
+
+def test_a_key_has_a_budget_and_a_policy(told: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    made = json.loads(told("create", "--budget", "5.00/30d", "--policy", "cost", "--json"))
+    assert (made["policy"], made["budget"]["amount"], made["budget"]["window"]) == ("cost", "5", "30d")
+    child = json.loads(told("create", "--parent", made["id"], "--json"))
+    assert (child["policy"], child["budget"]) == (None, None)
+    shown = told("show", made["id"])
+    assert "budget:                $5 each 30d ($5 left, $0 spent, $0 reserved; anew 20" in shown
+    assert re.search(r"policy: +cost", shown)
+    header, first, second = told("list").splitlines()
+    assert header.split()[-2:] == ["left", "parent"]
+    assert first.split()[-2:] == ["$5", "-"]
+    assert second.split()[-2:] == ["-", made["id"]]
+    assert "amount 5.00 window 30d" in told("audit")
+    for good in ("0.5/12h", "20/month", "100"):
+        told("create", "--budget", good)
+    capsys.readouterr()
 
 
 def test_revoking_a_key_revokes_what_is_below_it(told: Callable[..., str]) -> None:
@@ -128,6 +157,10 @@ def test_every_change_is_audited_and_no_refused_one(told: Callable[..., str]) ->
         ("create --expires 30", "90m, 12h, 30d"),
         ("create --role king", "viewer, member, admin"),
         ("create --route images", "--route 'images'"),
+        ("create --budget 5.00/30m", "5.00/30d, 0.50/12h, 20/month, or 100 for good"),
+        ("create --budget 5/400d", "not a budget"),
+        ("create --budget -1", "not a budget"),
+        ("create --policy cheap", "cost, latency, quality, balanced"),
         ("create --images-per-minute 0", "not a whole number from 1"),
         ("create --parent key_unknown", "there is no key 'key_unknown'"),
         ("show kb_unknown", "there is no key 'kb_unknown'"),

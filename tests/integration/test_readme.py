@@ -61,6 +61,7 @@ def test_python(tmp_path: Path) -> None:
         "docs/nano.md",
         "docs/performance.md",
         "docs/server.md",
+        "docs/gateway.md",
         "docs/bfl.md",
     ],
 )

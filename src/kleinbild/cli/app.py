@@ -8,16 +8,21 @@ import typer
 
 import kleinbild
 from kleinbild.cli import examples
+from kleinbild.cli.budgets import budgets
+from kleinbild.cli.catalog import catalog
 from kleinbild.cli.config import config
 from kleinbild.cli.doctor import doctor
 from kleinbild.cli.info import info
 from kleinbild.cli.keys import keys
+from kleinbild.cli.ledger import ledger
 from kleinbild.cli.models import models, pull
 from kleinbild.cli.nano import nano
 from kleinbild.cli.pictures import edit, generate
 from kleinbild.cli.plan import plan
+from kleinbild.cli.route import route
 from kleinbild.cli.serve import serve
 from kleinbild.cli.terminal import result
+from kleinbild.cli.usage import usage
 from kleinbild.cli.verbs import with_verb
 
 EXIT_CODES = {
@@ -54,19 +59,17 @@ def root(
     ] = False,
     debug: Annotated[
         bool,
-        typer.Option(
-            "--debug", help="Show tracebacks of errors. Works after a command, too; as does KLEINBILD_DEBUG=1."
-        ),
+        typer.Option("--debug", help="Show tracebacks of errors, as does KLEINBILD_DEBUG=1."),
     ] = False,
 ) -> None:
-    """FLUX.2 [klein] on your own machine: pictures from words, edits and combinations.
+    """FLUX.2 [klein] on your own machine: pictures from words and from pictures.
 
     A line that starts with no command is a prompt:
 
     \b
       kleinbild "a fox on a mint background"
 
-    Results go to stdout (paths of pictures, or JSON with --json), everything else to stderr.
+    Results (paths, or JSON with --json) go to stdout, all else to stderr.
     """
 
 
@@ -77,7 +80,12 @@ app.add_typer(models, name="models")
 app.command()(pull)
 app.command()(serve)
 app.add_typer(keys, name="keys")
+app.command()(budgets)
+app.command()(usage)
+app.add_typer(ledger, name="ledger")
+app.add_typer(route, name="route")
 app.add_typer(config, name="config")
+app.add_typer(catalog, name="catalog")
 app.command()(doctor)
 app.command()(plan)
 app.add_typer(nano, name="nano")

@@ -15,16 +15,31 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kleinbild.core.callers import Limits
 from kleinbild.core.errors import OutputError, RequestError
-from kleinbild.gateway import administer
+from kleinbild.gateway import administer, allowances
 from kleinbild.gateway.administer import WantedKey, acting
 from kleinbild.gateway.secrets import load_secrets_of
 from kleinbild.gateway.settings import Settings
 from kleinbild.storage import audit, keys
 from kleinbild.storage.audit import Entry
+from kleinbild.storage.budgets import Standing
 from kleinbild.storage.database import Database, open_database
 from kleinbild.storage.keys import Key
 
 MAX_ACTOR = 64  # letters that the audit log takes
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A key with its own budget as it stands now, and its text where it has just been made."""
+
+    key: Key
+    standing: Standing | None
+    text: str | None = None
+
+    def as_object(self) -> dict[str, Any]:
+        """For programs, as the API has it."""
+        told = administer.key_object(self.key, self.standing)
+        return told if self.text is None else {**told, "key": self.text}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +50,8 @@ class Keyring:
     data: Path
     actor: str
 
-    async def create(self, given: dict[str, Any], limits: Limits, parent: str | None) -> tuple[Key, str]:
-        """The new key, and itself. What is not `given` is as the parent's."""
+    async def create(self, given: dict[str, Any], limits: Limits, parent: str | None) -> Held:
+        """The new key. What is not `given` is as the parent's."""
         async with acting(self.database, self.actor, "key.create") as action:
             secret = await self._secret(action.connection)
             above = None if parent is None else (await keys.named(action.connection, parent)).id
@@ -44,27 +59,30 @@ class Keyring:
             kept = asdict(inherited.limits) | {
                 name: value for name, value in asdict(limits).items() if value is not None
             }
-            return await administer.create(action, secret, _wanted({**given, "limits": kept}), above)
+            key, text = await administer.create(action, secret, _wanted({**given, "limits": kept}), above)
+            return await _held(action.connection, key, text)
 
-    async def listed(self) -> list[Key]:
+    async def listed(self) -> list[Held]:
         async with self.database.read() as connection:
-            return await keys.listed(connection)
+            standings = await allowances.standings(connection, time.time())
+            return [Held(key, standings.get(key.id)) for key in await keys.listed(connection)]
 
-    async def find(self, name: str) -> Key:
+    async def find(self, name: str) -> Held:
         async with self.database.read() as connection:
-            return await keys.named(connection, name)
+            return await _held(connection, await keys.named(connection, name))
 
-    async def revoke(self, name: str) -> Key:
+    async def revoke(self, name: str) -> Held:
         async with acting(self.database, self.actor, "key.revoke") as action:
             key = await keys.named(action.connection, name)
             action.tell(key.id, {})
-            return await keys.revoke(action.connection, key.id, time.time())
+            return await _held(action.connection, await keys.revoke(action.connection, key.id, time.time()))
 
-    async def rotate(self, name: str) -> tuple[Key, str]:
+    async def rotate(self, name: str) -> Held:
         async with acting(self.database, self.actor, "key.rotate") as action:
             key = await keys.named(action.connection, name)
             action.tell(key.id, {})
-            return await keys.rotate(action.connection, await self._secret(action.connection), key.id)
+            secret = await self._secret(action.connection)
+            return await _held(action.connection, *await keys.rotate(action.connection, secret, key.id))
 
     async def entries(self, limit: int) -> list[Entry]:
         async with self.database.read() as connection:
@@ -93,6 +111,10 @@ async def open_keyring(settings: Settings, *, make: bool = False) -> AsyncIterat
         yield Keyring(database, settings.data, _actor())
     finally:
         await database.close()
+
+
+async def _held(connection: AsyncConnection, key: Key, text: str | None = None) -> Held:
+    return Held(key, await allowances.standing_of(connection, key.id, time.time()), text)
 
 
 def _wanted(given: dict[str, Any]) -> WantedKey:

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -14,19 +13,20 @@ import typer
 
 from kleinbild.cli import options
 from kleinbild.cli.serve import Config
-from kleinbild.cli.terminal import printable, result, result_json, result_table, say
+from kleinbild.cli.terminal import printable, result, result_json, result_table, say, when
 from kleinbild.core.callers import ROLES, Limits
 from kleinbild.core.errors import RequestError
 
 if TYPE_CHECKING:
-    from kleinbild.cli.keyring import Keyring
+    from kleinbild.cli.keyring import Held, Keyring
     from kleinbild.storage.audit import Entry
+    from kleinbild.storage.budgets import Standing
     from kleinbild.storage.keys import Key
 
 MAX_ENTRIES = 1000
-SECONDS = {"m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 KNOWN = ("id", "object", "created_at")  # of an entry's details: it says so otherwise
 NOTICED = "a server that runs notices within 5 seconds"
+BUDGET = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(?:/([1-9]\d{0,3}[hd]|month))?", re.ASCII)
 T = TypeVar("T")
 
 keys = typer.Typer(help="Who may use the server: its keys, and what was done with them.", no_args_is_help=True)
@@ -36,17 +36,25 @@ KeyName = Annotated[str, typer.Argument(metavar="KEY", help="A key's id, or how 
 
 
 def read_lifetime(text: str) -> int:
-    """Seconds."""
-    match = re.fullmatch(r"([1-9]\d{0,4})([mhdw])", text.strip(), re.ASCII)
-    if match is None:
-        raise RequestError(f"--expires {text!r}: not a time", "write minutes, hours, days or weeks: 90m, 12h, 30d, 4w")
-    return int(match[1]) * SECONDS[match[2]]
+    return options.span("--expires", text)
 
 
 def read_role(text: str) -> str:
     if text not in ROLES:
         raise RequestError(f"--role {text!r}: no role", f"use {', '.join(ROLES)}")
     return text
+
+
+def read_budget(text: str) -> dict[str, str | None]:
+    """An amount and its window, as the API has them."""
+    match = BUDGET.fullmatch(text.strip())
+    window = match[2] if match else None
+    if match is None or (window not in (None, "month") and options.span("--budget", window) > options.YEAR_S):
+        raise RequestError(
+            f"--budget {text!r}: not a budget",
+            "write US dollars, and after how long they are there anew: 5.00/30d, 0.50/12h, 20/month, or 100 for good",
+        )
+    return {"amount": match[1], "window": window}
 
 
 def read_limit(text: str) -> int:
@@ -110,7 +118,25 @@ def create(
     ] = None,
     requests_per_minute: Annotated[int | None, limit("--requests-per-minute", "Requests a minute.")] = None,
     images_per_minute: Annotated[int | None, limit("--images-per-minute", "Pictures a minute.")] = None,
+    megapixels_per_minute: Annotated[int | None, limit("--megapixels-per-minute", "Megapixels a minute.")] = None,
     concurrent_jobs: Annotated[int | None, limit("--concurrent-jobs", "Jobs at once.")] = None,
+    budget: Annotated[
+        Any,  # a dict would be none of typer's types
+        typer.Option(
+            metavar="AMOUNT/TIME",
+            parser=read_budget,
+            help="US dollars that it, with all keys below it, may spend in each 12h, 30d or month, such as 5.00/30d; "
+            "without /TIME, for good. Default: what those above it leave.",
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY",
+            parser=options.read_policy,
+            help="How its requests are routed: balanced, cost, latency or quality. Default: the parent's, else the server's.",
+        ),
+    ] = None,
     data: Data = None,
     config: Config = None,
     as_json: options.Json = False,
@@ -128,10 +154,12 @@ def create(
         "models": models or None,
         "routes": routes or None,
         "expires_at": None if expires is None else int(time.time()) + expires,
+        "policy": policy,
+        "budget": budget,
     }
     wanted = {name: value for name, value in given.items() if value is not None}
-    limits = Limits(requests_per_minute, images_per_minute, concurrent_jobs)
-    _tell_new(*_on_keyring(data, config, lambda ring: ring.create(wanted, limits, parent), make=True), as_json)
+    limits = Limits(requests_per_minute, images_per_minute, concurrent_jobs, megapixels_per_minute)
+    _tell_new(_on_keyring(data, config, lambda ring: ring.create(wanted, limits, parent), make=True), as_json)
 
 
 @keys.command("list")
@@ -142,45 +170,40 @@ def list_keys(
     as_json: options.Json = False,
 ) -> None:
     """List the keys, oldest first. None is shown but for how it starts."""
-    from kleinbild.gateway.administer import key_object
-
-    every = {key.id: key for key in _on_keyring(data, config, lambda ring: ring.listed())}
-    shown = [key for key in every.values() if project in (None, key.rights.project)]
+    held = _on_keyring(data, config, lambda ring: ring.listed())
+    every = {each.key.id: each.key for each in held}
+    shown = [each for each in held if project in (None, each.key.rights.project)]
     if as_json:
-        result_json([key_object(key) for key in shown])
+        result_json([each.as_object() for each in shown])
         return
-    columns = ("key", "starts with", "name", "owner", "project", "role", "is", "last used", "expires", "parent")
-    result_table(columns, [_row(key, every) for key in shown])
+    columns = ("key", "starts with", "name", "owner", "project", "role", "is", "last used", "expires", "left", "parent")
+    result_table(columns, [_row(each, every) for each in shown])
 
 
 @keys.command()
 def show(key: KeyName, data: Data = None, config: Config = None, as_json: options.Json = False) -> None:
     """Show what a key may."""
-    from kleinbild.gateway.administer import key_object
-
     found = _on_keyring(data, config, lambda ring: ring.find(key))
     if as_json:
-        result_json(key_object(found))
+        result_json(found.as_object())
         return
     for label, value in _described(found):
-        result(f"{label + ':':<21}{printable(value)}")
+        result(f"{label + ':':<23}{printable(value)}")
 
 
 @keys.command()
 def revoke(key: KeyName, data: Data = None, config: Config = None, as_json: options.Json = False) -> None:
     """Make a key, and all below it, good no longer. There is no way back; they stay in the list."""
-    from kleinbild.gateway.administer import key_object
-
     revoked = _on_keyring(data, config, lambda ring: ring.revoke(key))
     if as_json:
-        result_json(key_object(revoked))
-    say(f"{revoked.prefix}… ({revoked.name}) is revoked, with all below it; {NOTICED}")
+        result_json(revoked.as_object())
+    say(f"{revoked.key.prefix}… ({revoked.key.name}) is revoked, with all below it; {NOTICED}")
 
 
 @keys.command()
 def rotate(key: KeyName, data: Data = None, config: Config = None, as_json: options.Json = False) -> None:
     """Make a new text for a key, shown this once, alone on stdout. The one before is good no longer."""
-    _tell_new(*_on_keyring(data, config, lambda ring: ring.rotate(key)), as_json)
+    _tell_new(_on_keyring(data, config, lambda ring: ring.rotate(key)), as_json)
 
 
 @keys.command()
@@ -200,7 +223,7 @@ def audit(
     if as_json:
         result_json([audit_object(entry) for entry in entries])
         return
-    rows = [(_when(entry.at), entry.actor, entry.action, entry.target, _details(entry)) for entry in entries]
+    rows = [(when(entry.at), entry.actor, entry.action, entry.target, _details(entry)) for entry in entries]
     result_table(("when", "who", "what", "key", "details"), rows)
 
 
@@ -222,30 +245,33 @@ def _on_keyring(
     return asyncio.run(run())
 
 
-def _tell_new(key: Key, text: str, as_json: bool) -> None:
-    from kleinbild.gateway.administer import key_object
-
+def _tell_new(new: Held, as_json: bool) -> None:
     if as_json:
-        result_json({**key_object(key), "key": text})
+        result_json(new.as_object())
     else:
-        result(text)
-    for label, value in _described(key):
+        result(new.text or "")
+    for label, value in _described(new):
         say(f"{label}: {value}")
     say(f"Keep the key: it is shown this once; {NOTICED}.")
 
 
-def _row(key: Key, every: Mapping[str, Key]) -> tuple[str, ...]:
+def _row(held: Held, every: Mapping[str, Key]) -> tuple[str, ...]:
+    from kleinbild.core.money import written
     from kleinbild.storage.keys import state
 
+    key = held.key
     line = [key]
     while line[-1].parent is not None:
         line.append(every[line[-1].parent])
     rights = key.rights
     names = (key.id, key.prefix, key.name, key.owner, rights.project, rights.role)
-    return (*names, state(line, time.time()), _when(key.last_used_at), _when(rights.expires_at), key.parent or "-")
+    left = "-" if held.standing is None else f"${written(held.standing.remaining)}"
+    times = (when(key.last_used_at), when(rights.expires_at))
+    return (*names, state(line, time.time()), *times, left, key.parent or "-")
 
 
-def _described(key: Key) -> list[tuple[str, str]]:
+def _described(held: Held) -> list[tuple[str, str]]:
+    key = held.key
     rights = key.rights
     return [
         ("key", f"{key.id} ({key.prefix}…)"),
@@ -257,15 +283,24 @@ def _described(key: Key) -> list[tuple[str, str]]:
         ("models", "all" if rights.models is None else ", ".join(rights.models)),
         ("routes", "all" if rights.routes is None else ", ".join(rights.routes)),
         *((name.replace("_", " "), str(value)) for name, value in asdict(rights.limits).items() if value is not None),
-        ("created", _when(key.created_at)),
-        ("expires", _when(rights.expires_at)),
-        *((("revoked", _when(key.revoked_at)),) if key.revoked_at else ()),
-        *((("last used", _when(key.last_used_at)),) if key.last_used_at else ()),
+        *((("policy", key.policy),) if key.policy else ()),
+        *((("budget", _budget(held.standing)),) if held.standing else ()),
+        ("created", when(key.created_at)),
+        ("expires", when(rights.expires_at)),
+        *((("revoked", when(key.revoked_at)),) if key.revoked_at else ()),
+        *((("last used", when(key.last_used_at)),) if key.last_used_at else ()),
     ]
 
 
-def _when(seconds: float | None) -> str:
-    return "-" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+def _budget(standing: Standing) -> str:
+    from kleinbild.core.money import written
+
+    amount, window = written(standing.budget.amount), standing.budget.window
+    left = (
+        f"${written(standing.remaining)} left, ${written(standing.spent)} spent, ${written(standing.reserved)} reserved"
+    )
+    until = f"; anew {when(standing.resets_at)}" if standing.resets_at else ""
+    return f"${amount}{'' if window is None else f' each {window}'} ({left}{until})"
 
 
 def _details(entry: Entry) -> str:
@@ -280,5 +315,5 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{one} {limit}" for one, limit in value.items() if limit is not None)
     if name.endswith("_at"):
-        return _when(value)
+        return when(value)
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

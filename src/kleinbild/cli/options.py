@@ -19,6 +19,9 @@ from kleinbild.core.requests import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
 from kleinbild.core.sizes import Size, parse_aspect, parse_size
 
 MAX_PICTURES = 1000
+POLICIES = ("cost", "latency", "quality", "balanced")
+SECONDS = {"m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
+YEAR_S = 366 * SECONDS["d"]
 
 
 def whole_number(name: str, text: str, least: int, most: int) -> int:
@@ -31,6 +34,20 @@ def whole_number(name: str, text: str, least: int, most: int) -> int:
             f"{name} {text!r}: not a whole number from {least} to {most}", f"for example {name} {max(least, 4)}"
         )
     return number
+
+
+def span(name: str, text: str) -> int:
+    """Seconds."""
+    match = re.fullmatch(r"([1-9]\d{0,4})([mhdw])", text.strip(), re.ASCII)
+    if match is None:
+        raise RequestError(f"{name} {text!r}: not a time", "write minutes, hours, days or weeks: 90m, 12h, 30d, 4w")
+    return int(match[1]) * SECONDS[match[2]]
+
+
+def read_policy(text: str) -> str:
+    if text not in POLICIES:
+        raise RequestError(f"--policy {text!r}: no policy", f"use {', '.join(POLICIES)}")
+    return text
 
 
 def read_seed(text: str) -> int:
@@ -197,6 +214,14 @@ ServerOption = Annotated[
         metavar="URL",
         help="Let the server at URL make it. Default: that of KLEINBILD_BASE_URL, else one that runs on this machine, "
         "else this process.",
+    ),
+]
+RunningServer = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        help="The server that is asked. Default: that of KLEINBILD_BASE_URL, else the one that runs on this machine.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Results on stdout as JSON.")]

@@ -36,10 +36,14 @@ def serve(
     check_data(settings)
     _check_models(settings.engine.models)
 
+    from kleinbild.gateway.deployments import require_secrets
     from kleinbild.gateway.serve import Server
 
+    require_secrets(settings)
+    models = ", ".join(dict.fromkeys(each.model for each in settings.all_deployments))
+
     def announce(url: str) -> None:
-        say(f"Kleinbild serves {', '.join(settings.engine.models)} at {url}/v1")
+        say(f"Kleinbild serves {models} at {url}/v1")
         say(f"  docs  {url}/docs")
         say(f"  data  {settings.data}")
 

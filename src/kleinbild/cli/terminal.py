@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, TextIO
 
@@ -77,6 +78,11 @@ def printable(text: str) -> str:
     """`text` in one line, with control characters shown instead of sent to the terminal."""
     line = " ".join(text.split())
     return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in line)
+
+
+def when(seconds: float | None) -> str:
+    """A time in one column."""
+    return "-" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 class Steps:

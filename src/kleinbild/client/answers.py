@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from email.utils import parsedate_to_datetime
 from typing import Any, cast, get_args
 
@@ -135,7 +136,16 @@ def read_picture(job: JobState, index: int, url: str, file: bytes) -> RemotePict
         usage=result.get("usage"),
         timings=result.get("timings") or {},
         warnings=job.warnings,
+        cost=_cost(result.get("cost")),
+        deployments=tuple(result.get("deployments") or ()),
     )
+
+
+def _cost(told: object) -> Decimal | None:
+    try:
+        return Decimal(told) if isinstance(told, str) else None
+    except InvalidOperation:
+        return None
 
 
 def read_json(reply: Reply) -> Any:

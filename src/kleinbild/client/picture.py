@@ -6,6 +6,7 @@ import builtins
 import io
 import os
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ class RemotePicture:
     """`bytes` are the file in `format`, with the record inside. `url` serves it for a while; it is signed.
 
     `usage` (OpenAI's tokens) and `timings` (seconds by stage) are those of the whole job `job_id`, of which this may be
-    one picture of several. `warnings` say what is not quite as it was asked for. `cost` is None: nothing is charged.
+    one picture of several. `warnings` say what is not quite as it was asked for. `cost` is what the job cost, in US
+    dollars, and `deployments` are where it was made; None and empty where the server does not say.
     """
 
     bytes: builtins.bytes = field(repr=False)
@@ -37,7 +39,8 @@ class RemotePicture:
     usage: dict[str, Any] | None = None
     timings: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    cost: float | None = None
+    cost: Decimal | None = None
+    deployments: tuple[str, ...] = ()
 
     @cached_property
     def record(self) -> Record:
