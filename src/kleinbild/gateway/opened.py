@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -29,6 +30,8 @@ from kleinbild.storage import budgets, keys
 from kleinbild.storage.budgets import Budget, Budgets
 from kleinbild.storage.database import Database
 
+log = logging.getLogger(__name__)
+GUESSABLE = 20  # characters of a secret
 CONFIGURED = "toml:"
 """Begins the ids of keys and budgets that stand in the configuration."""
 
@@ -77,11 +80,13 @@ def configured_callers(settings: Settings, secret: bytes) -> dict[str, Caller]:
     found: dict[str, Caller] = {}
     for each in settings.keys:
         value = os.environ.get(each.secret_env, "").strip()
-        if len(value) < 8:
+        if not value:
             raise ConfigurationError(
-                f"the variable {each.secret_env} of keys.{each.name} is {'too short' if value else 'not set'}",
-                "set it to a secret of at least 8 characters",
+                f"the variable {each.secret_env} of keys.{each.name} is not set",
+                "set it to a secret that is hard to guess",
             )
+        if len(value) < GUESSABLE and not settings.loopback:
+            log.warning("the key %s has %d characters only: it can be guessed", each.name, len(value))
         found[keys.digest(secret, value)] = Caller(
             id=CONFIGURED + each.name,
             owner=each.owner,
