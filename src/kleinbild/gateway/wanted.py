@@ -20,6 +20,7 @@ from kleinbild.core.jobs import ImageWork, PictureRef, Task
 from kleinbild.core.money import dollars
 from kleinbild.core.requests import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
 from kleinbild.core.sizes import Size, parse_size
+from kleinbild.gateway.configured import Policy
 from kleinbild.gateway.errors import ApiError, of_validation
 from kleinbild.providers.base import Capabilities
 
@@ -94,7 +95,6 @@ Whole = Annotated[int, BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Money = Annotated[Decimal, BeforeValidator(_money), Field(ge=0, le=1_000_000)]
-PolicyName = Literal["cost", "latency", "quality", "balanced"]
 
 
 class Wanted(BaseModel):
@@ -138,7 +138,7 @@ class Wanted(BaseModel):
     strict: Flag = False
     keep: Flag = False
 
-    policy: PolicyName | None = None
+    policy: Policy | None = None
     max_price: Money | None = None
     max_seconds: Number | None = Field(None, gt=0, le=MAX_SECONDS)
     min_quality: Number | None = Field(None, ge=0, le=1)
