@@ -11,18 +11,16 @@ from pydantic import BaseModel
 
 from kleinbild.core.ids import new_id
 from kleinbild.core.money import written
-from kleinbild.gateway.api.openai_images import order_for
-from kleinbild.gateway.bodies import read_json
+from kleinbild.gateway.api.openai_images import order_for, read_edit_json
 from kleinbild.gateway.described import ERRORS, documented
 from kleinbild.gateway.errors import not_found
 from kleinbild.gateway.flow.authenticate import Asking, Making
 from kleinbild.gateway.flow.make import load_inputs
-from kleinbild.gateway.flow.pictures import take_source, take_sources
 from kleinbild.gateway.flow.route import route
 from kleinbild.gateway.routing.candidates import Candidate
 from kleinbild.gateway.routing.decision import Decision
 from kleinbild.gateway.services import services_of
-from kleinbild.gateway.wanted import Pictures, WantedEdit, read
+from kleinbild.gateway.wanted import WantedEdit
 from kleinbild.storage import decisions, jobs
 from kleinbild.storage.attempts import Entry
 
@@ -100,11 +98,7 @@ class AttemptList(BaseModel):
 async def quote(request: Request, caller: Making) -> Response:
     """Where a request would go just now, what it would cost and how long it would take, without making anything."""
     services = services_of(request)
-    wanted = read(WantedEdit, await read_json(request))
-    lists = {"images": wanted.images, "references": wanted.references}
-    references = await take_sources(services, caller, lists)
-    mask = None if wanted.mask is None else await take_source(services, caller, wanted.mask, "mask")
-    order = order_for(request, services, caller, wanted, Pictures(tuple(references), mask))
+    order = order_for(request, services, caller, *await read_edit_json(request, caller))
     inputs = await load_inputs(services, order.work)
     routed = await route(services, caller, order.wish, order.work, inputs, new_id("job"))
     first = routed.decision.candidates[0]

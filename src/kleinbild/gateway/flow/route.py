@@ -112,12 +112,13 @@ async def route(services: Services, caller: Caller, wish: Wish, work: ImageWork,
     fleet = services.fleet
     asked = await _asked(services, caller, wish, work, inputs)
     now = time.time()
-    decision = decide(asked, fleet.listed, fleet.standings(now), fleet.predictor, fleet.rules, now)
+    known = (fleet.predictor, fleet.rules, now)
+    name = decision_id(job_id)
+    decision = decide(asked, fleet.listed, fleet.standings(now), *known, decision_id=name)
     if not decision.candidates and _are_back_soon(
         decision, now
     ):  # worth waiting for, as who is asked in vain waits, too
-        decision = decide(asked, fleet.listed, {}, fleet.predictor, fleet.rules, now)
-    decision = replace(decision, id=decision_id(job_id))
+        decision = decide(asked, fleet.listed, {}, *known, decision_id=name)
     decision, fault = await _without_unfit(services, work, inputs, decision)
     if not decision.candidates:
         raise fault or _nowhere(decision, now)
