@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import pybase64
 from kleinbild.core.jobs import ImageWork, Job, JobEvent, MadePicture, Outcome, PictureRef
 from kleinbild.core.money import written
 from kleinbild.core.sizes import Size
+from kleinbild.core.threads import on_bytes
 from kleinbild.core.tokens import Tokens
 from kleinbild.gateway.errors import as_object
 from kleinbild.gateway.flow.route import decision_id
@@ -100,7 +100,7 @@ async def images_object(services: Services, job: Job, base_url: str, *, urls: bo
 
 async def picture_base64(services: Services, picture: MadePicture) -> str:
     file = await services.blobs.get(picture.sha256)
-    return await asyncio.to_thread(lambda: pybase64.b64encode_as_string(file))
+    return await on_bytes(len(file), lambda: pybase64.b64encode_as_string(file))
 
 
 def place_headers(job: Job) -> dict[str, str]:

@@ -145,13 +145,26 @@ async def read_json(request: Request) -> dict[str, object]:
     """
     if _media_type(request) != "application/json":
         raise BodyError("the body is not declared as JSON", "send Content-Type: application/json", status=415)
-    async with anyio.SpooledTemporaryFile(max_size=SPOOL_BYTES) as file:
-        async for chunk in request.stream():
+    chunks: list[bytes] = []
+    num_bytes = 0
+    stream = request.stream()
+    async for chunk in stream:
+        chunks.append(chunk)
+        num_bytes += len(chunk)
+        if num_bytes > SPOOL_BYTES:
+            return await anyio.to_thread.run_sync(_parse_json, await _spooled(chunks, stream))
+    return _parse_json(b"".join(chunks))
+
+
+async def _spooled(chunks: list[bytes], stream: AsyncIterator[bytes]) -> bytes:
+    """What came and what comes, kept on disk until it is all there: many that come slowly take no memory."""
+    async with anyio.TemporaryFile() as file:
+        await file.write(b"".join(chunks))
+        chunks.clear()
+        async for chunk in stream:
             await file.write(chunk)
-        num_bytes = await file.tell()
         await file.seek(0)
-        body = await file.read()
-    return _parse_json(body) if num_bytes <= SPOOL_BYTES else await anyio.to_thread.run_sync(_parse_json, body)
+        return await file.read()
 
 
 def _parse_json(body: bytes) -> dict[str, object]:

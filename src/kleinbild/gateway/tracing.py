@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import time
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kleinbild.core.ids import new_id
+from kleinbild.core.ids import new_id, random_bytes
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(?:-.*)?")
 
@@ -65,5 +64,5 @@ def request_id_of(request: Request) -> str:
 def trace_of(traceparent: str) -> Trace:
     """A span of the trace that the header names, or of a new one if it names none."""
     known = _TRACEPARENT.fullmatch(traceparent.strip())
-    trace_id, flags = (known[1], known[2]) if known else (secrets.token_hex(16), "00")
-    return Trace(new_id("req"), trace_id, secrets.token_hex(8), flags)
+    trace_id, flags = (known[1], known[2]) if known else (random_bytes(16).hex(), "00")
+    return Trace(new_id("req"), trace_id, random_bytes(8).hex(), flags)

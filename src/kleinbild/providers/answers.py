@@ -6,7 +6,6 @@ where their own request is what is wrong, and without all that; else they read o
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 import httpx2
 
+from kleinbild.core.threads import on_bytes
 from kleinbild.providers.delivered import bad_answer
 from kleinbild.providers.hosted import Cause, ProviderError
 from kleinbild.providers.wire import UNSURE, cause_of, usual_error
@@ -112,9 +112,9 @@ def quoted(text: str, host: str) -> str:
 
 
 async def parsed(response: httpx2.Response) -> dict[str, Any]:
-    """An answer of success. Read in a thread, for it holds pictures. Raises ProviderError, "bad_answer"."""
+    """An answer of success, which may hold pictures. Raises ProviderError, "bad_answer"."""
     try:
-        body = await asyncio.to_thread(json.loads, response.content)
+        body = await on_bytes(len(response.content), lambda: json.loads(response.content))
     except (ValueError, RecursionError) as error:
         raise bad_answer("the service's answer cannot be read", "it is no JSON") from error
     if not isinstance(body, dict):

@@ -10,14 +10,16 @@ import asyncio
 import binascii
 import io
 from collections.abc import Sequence
+from functools import partial
 
 import pybase64
 from PIL import Image
 
 from kleinbild.core.errors import PictureError
 from kleinbild.core.sizes import Size
+from kleinbild.core.threads import MANY_BYTES, on_bytes
 from kleinbild.providers.hosted import Fetched, ProviderError
-from kleinbild.safety.pictures import measure, sniff
+from kleinbild.safety.pictures import is_png, measure, size_of, sniff
 
 
 async def checked(
@@ -28,8 +30,8 @@ async def checked(
     if not files or (count is not None and len(files) != count):
         raise bad_answer("the service did not give the pictures that were asked for", f"{len(files)} of {count or 1}")
     try:
-        for file in files:
-            await asyncio.to_thread(measure, file)
+        for file in files:  # a decoder's turn may be long in coming, whatever the file's size
+            await on_bytes(len(file) if is_png(file) else MANY_BYTES, partial(measure, file))
     except PictureError as error:
         raise bad_answer("the service gave what is no picture", error.message) from error
     told = [*seeds, *[None] * len(files)]
@@ -40,7 +42,7 @@ def size_notes(pictures: Sequence[Fetched], asked: Size | None) -> tuple[str, ..
     """A note of each size that a service made instead of the one asked for."""
     if asked is None:
         return ()
-    sizes = [_size(picture.file) for picture in pictures]
+    sizes = [size_of(picture.file) for picture in pictures]
     return tuple(f"the service made {size}, not {asked}" for size in dict.fromkeys(sizes) if size != asked)
 
 
@@ -50,6 +52,11 @@ async def preview(file: bytes) -> bytes | None:
         return await asyncio.to_thread(_as_png, file)
     except PictureError:
         return None
+
+
+async def decoded(text: object) -> bytes:
+    """`from_base64` of what may be long."""
+    return await on_bytes(len(text) if isinstance(text, str) else 0, lambda: from_base64(text))
 
 
 def from_base64(text: object) -> bytes:
@@ -67,12 +74,6 @@ def from_base64(text: object) -> bytes:
 def bad_answer(message: str, detail: str = "", *, billed: bool | None = None) -> ProviderError:
     """Of work that was taken on, and whose result cannot be used."""
     return ProviderError(message, cause="bad_answer", acceptance="accepted", billed=billed, detail=detail)
-
-
-def _size(file: bytes) -> Size:
-    """Of a picture that was checked: its header is enough."""
-    with Image.open(io.BytesIO(file)) as image:
-        return Size(image.width, image.height)
 
 
 def _as_png(file: bytes) -> bytes:

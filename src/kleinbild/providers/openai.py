@@ -19,6 +19,7 @@ from kleinbild.core.formats import PictureFormat
 from kleinbild.core.jobs import Task
 from kleinbild.core.prices import BilledTokens
 from kleinbild.core.sizes import SizeRange
+from kleinbild.core.threads import on_bytes
 from kleinbild.providers import answers, delivered
 from kleinbild.providers.answers import Said, said
 from kleinbild.providers.delivered import bad_answer
@@ -178,9 +179,9 @@ class OpenAI:
         fields = item if isinstance(item, dict) else {}
         url = fields.get("url")
         if fields.get("b64_json") or not isinstance(url, str):
-            return await asyncio.to_thread(delivered.from_base64, fields.get("b64_json"))
+            return await delivered.decoded(fields.get("b64_json"))
         if url.startswith("data:"):
-            return await asyncio.to_thread(delivered.from_base64, url)
+            return await delivered.decoded(url)
         return await self._wire.picture(url, seconds=seconds)
 
 
@@ -212,7 +213,7 @@ class Events:
 
     async def _show(self, event: Mapping[str, Any]) -> None:
         try:
-            file = await asyncio.to_thread(delivered.from_base64, event.get("b64_json"))
+            file = await delivered.decoded(event.get("b64_json"))
         except ProviderError:
             return  # the picture itself may still come
         if (shown := await delivered.preview(file)) is not None:
@@ -221,7 +222,7 @@ class Events:
 
 async def _event(data: str) -> dict[str, Any]:
     try:
-        event = await asyncio.to_thread(json.loads, data)
+        event = await on_bytes(len(data), lambda: json.loads(data))
     except (ValueError, RecursionError) as error:
         raise bad_answer("the service's answer cannot be read", "an event is no JSON") from error
     if not isinstance(event, dict):

@@ -62,7 +62,7 @@ def seconds_of(value: object) -> float | None:
 
 async def _file(wire: Wire, url: str, deadline: Deadline) -> bytes:
     if url.startswith("data:"):
-        return await asyncio.to_thread(delivered.from_base64, url)
+        return await delivered.decoded(url)
     pause = FIRST_SECONDS
     for _ in range(TRIES - 1):
         try:

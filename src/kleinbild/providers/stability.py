@@ -5,7 +5,6 @@ A picture that its filter has blurred comes with status 200; here it is an error
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -161,7 +160,7 @@ async def _result(response: httpx2.Response) -> tuple[bytes, str, int | None]:
     finish = body.get("finish_reason", "SUCCESS")
     if finish != "SUCCESS":
         return b"", str(finish), None
-    return await asyncio.to_thread(delivered.from_base64, body.get("image")), finish, _seed(body.get("seed"))
+    return await delivered.decoded(body.get("image")), finish, _seed(body.get("seed"))
 
 
 def _unfinished(finish: str) -> ProviderError:

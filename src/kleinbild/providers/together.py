@@ -119,7 +119,7 @@ class Together:
             if isinstance(url, str) and not item.get("b64_json"):
                 files.append(await self._wire.picture(url))
             else:
-                files.append(await asyncio.to_thread(delivered.from_base64, item.get("b64_json")))
+                files.append(await delivered.decoded(item.get("b64_json")))
         return files
 
 

@@ -28,7 +28,7 @@ MAX_DETAIL = 500
 UNSURE = (500, 502, 504, 520, 524)
 """After these the service itself may have gone on: broken under way, or cut off by what stands before it."""
 NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
-USER_AGENT = f"kleinbild/{__version__}"
+USUAL = {"User-Agent": f"kleinbild/{__version__}", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
 Authorize = Callable[[], Mapping[str, str]]
 
 
@@ -50,13 +50,9 @@ class Wire:
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self._authorize, self._fetcher = authorize, fetcher
-        self._own_hosts = (httpx2.URL(base_url).host, *own_hosts)
-        self._client = httpx2.AsyncClient(
-            transport=transport or Connections(),
-            follow_redirects=False,
-            trust_env=False,
-            headers={"User-Agent": USER_AGENT},
-        )
+        self._base = httpx2.URL(self.base_url)
+        self._own_hosts = (self._base.host, *own_hosts)
+        self._transport = transport or Connections()
 
     def is_own(self, url: str) -> bool:
         """Whether the service's key may go to that address."""
@@ -65,8 +61,7 @@ class Wire:
         except (httpx2.InvalidURL, ValueError):
             return False
         own = any(parsed.host == host or parsed.host.endswith(f".{host}") for host in self._own_hosts if host)
-        base = httpx2.URL(self.base_url)
-        return own and (parsed.scheme == "https" or (parsed.scheme, parsed.host, parsed.port) == _origin(base))
+        return own and (parsed.scheme == "https" or _origin(parsed) == _origin(self._base))
 
     async def send(
         self,
@@ -87,7 +82,7 @@ class Wire:
         knowing; one that begins well and breaks off is of work that was taken on. `read` takes the body in, `read_whole`
         unless something else is to be done with it as it arrives. Raises ProviderError."""
         url = path if "://" in path else f"{self.base_url}{path}"
-        if not self.is_own(url):
+        if "://" in path and not self.is_own(url):
             raise ProviderError(
                 "the service named an address that is not its own",
                 cause="bad_answer",
@@ -96,20 +91,22 @@ class Wire:
                 detail=f"it is {url[:MAX_DETAIL].partition('?')[0]!r}",
             )
         connect = min(seconds, CONNECT_SECONDS)
-        request = self._client.build_request(
+        request = httpx2.Request(
             method,
             url,
             json=json,
             data=data,
             files=files,
             params=params,
-            headers={**(headers or {}), **self._authorize()},
-            timeout=httpx2.Timeout(seconds, connect=connect),
+            headers={**USUAL, **(headers or {}), **self._authorize()},
+            extensions={"timeout": {"connect": connect, "read": seconds, "write": seconds, "pool": seconds}},
         )
         response: httpx2.Response | None = None
         try:
             async with asyncio.timeout(connect + seconds):
-                response = await self._client.send(request, stream=True)
+                # Without httpx2's client, which would follow redirects and keep cookies if it were not told otherwise.
+                response = await self._transport.handle_async_request(request)
+                response.request = request
                 try:
                     await (read or read_whole)(response)
                 finally:
@@ -140,7 +137,7 @@ class Wire:
             raise _no_picture(error.detail) from error
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._transport.aclose()
 
 
 def usual_error(

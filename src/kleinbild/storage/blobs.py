@@ -11,9 +11,9 @@ Row and file are kept in step without a log of their own, whenever the process e
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,11 +25,13 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from sqlalchemy import Exists, delete, exists, select
 
 from kleinbild.core.errors import KleinbildError, RequestError
-from kleinbild.storage.commits import Commits
+from kleinbild.core.threads import FEW_BYTES, MANY_BYTES, on_bytes
+from kleinbild.storage.commits import Commits, Run
 from kleinbild.storage.database import Database
 from kleinbild.storage.schema import blobs, files
 
 CHUNK = 256 * 1024
+LATEST_BYTES = 8 * 2**20
 Data = bytes | Path | IO[bytes]
 
 
@@ -52,6 +54,7 @@ VALUES (:sha256, :bytes, :media_type, :created_at, :expires_at)
 ON CONFLICT (sha256) DO UPDATE SET expires_at = CASE
 WHEN blobs.expires_at IS NULL OR excluded.expires_at IS NULL THEN NULL
 WHEN excluded.expires_at > blobs.expires_at THEN excluded.expires_at ELSE blobs.expires_at END
+RETURNING created_at
 """
 
 
@@ -59,20 +62,43 @@ class Blobs:
     def __init__(self, database: Database, store: ObjectStore, commits: Commits | None = None) -> None:
         self._database, self._store = database, store
         self._commits = commits or Commits(database)
+        self._latest = _Latest()
 
     async def put(self, data: Data, media_type: str, expires_at: float | None) -> str:
         """Keeps `data`, all of it if it is a file, until `expires_at` at least (None: for good), and gives its SHA-256.
 
         Bytes that are here already are not written again; they are kept for the longest that anybody asked for.
         """
-        sha256, num_bytes = await asyncio.to_thread(measured, data)
-        await self._keep_row(sha256, num_bytes, media_type, expires_at)
-        if await self._size(sha256) != num_bytes:
+        num_given = len(data) if isinstance(data, bytes) else MANY_BYTES
+        sha256, num_bytes = await on_bytes(num_given, lambda: measured(data))
+        row = {
+            "sha256": sha256,
+            "bytes": num_bytes,
+            "media_type": media_type,
+            "created_at": time.time(),
+            "expires_at": expires_at,
+        }
+
+        def keep_row(run: Run) -> bool:
+            """Whether there was none before."""
+            return bool(run(_KEEP, row).fetchall()[0][0] == row["created_at"])
+
+        def write(is_new: bool) -> None:
+            if is_new or self._size_at_once(sha256) != num_bytes:
+                obstore.put(self._store, key_of(sha256), data)
+
+        if num_given <= FEW_BYTES and isinstance(self._store, LocalStore):  # in the thread that has just kept the row
+            await self._commits.make(keep_row, durable=False, after=write)
+        elif await self._commits.make(keep_row, durable=False) or await self._size(sha256) != num_bytes:
             await obstore.put_async(self._store, key_of(sha256), data)
+        if isinstance(data, bytes):
+            self._latest.keep(sha256, data)
         return sha256
 
     async def get(self, sha256: str) -> bytes:
         """All of it. Raises MissingBlobError."""
+        if (latest := self._latest.take(sha256)) is not None:
+            return latest
         try:
             found = await obstore.get_async(self._store, key_of(sha256))
             return bytes(await found.bytes_async())
@@ -95,16 +121,6 @@ class Blobs:
             found = list(await connection.scalars(expired))
         return sum([await self._delete(sha256, now) for sha256 in found])
 
-    async def _keep_row(self, sha256: str, num_bytes: int, media_type: str, expires_at: float | None) -> None:
-        row = {
-            "sha256": sha256,
-            "bytes": num_bytes,
-            "media_type": media_type,
-            "created_at": time.time(),
-            "expires_at": expires_at,
-        }
-        await self._commits.make(lambda run: run(_KEEP, row).rowcount, durable=False)
-
     async def _delete(self, sha256: str, now: float) -> bool:
         """Whether it was still to be deleted once its row was locked."""
         expired = delete(blobs).where(blobs.c.sha256 == sha256, blobs.c.expires_at <= now, ~_has_file())
@@ -113,12 +129,20 @@ class Blobs:
                 return False
             with suppress(FileNotFoundError):  # if whoever deleted it ended before the row was gone
                 await obstore.delete_async(self._store, key_of(sha256))
+        self._latest.take(sha256)
         return True
 
     async def _size(self, sha256: str) -> int | None:
         """Of the file, None if there is none. A file cut short, as by a power failure, is not taken for the whole."""
         try:
             return (await obstore.head_async(self._store, key_of(sha256)))["size"]
+        except FileNotFoundError:
+            return None
+
+    def _size_at_once(self, sha256: str) -> int | None:
+        """`_size` of a store in a folder."""
+        try:
+            return obstore.head(self._store, key_of(sha256))["size"]
         except FileNotFoundError:
             return None
 
@@ -131,6 +155,26 @@ class Blobs:
                 )
             except FileNotFoundError as error:
                 raise _missing(sha256) from error
+
+
+class _Latest:
+    """What was put last, for who made it and gives it away now: once, and not more than `LATEST_BYTES` of it."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[str, bytes] = OrderedDict()
+        self._num_bytes = 0
+
+    def keep(self, sha256: str, file: bytes) -> None:
+        self.take(sha256)
+        self._files[sha256] = file
+        self._num_bytes += len(file)
+        while self._num_bytes > LATEST_BYTES:
+            self.take(next(iter(self._files)))
+
+    def take(self, sha256: str) -> bytes | None:
+        file = self._files.pop(sha256, None)
+        self._num_bytes -= len(file or b"")
+        return file
 
 
 def open_blobs(database: Database, place: Path | str, commits: Commits | None = None) -> Blobs:

@@ -2,7 +2,7 @@
 
 SQLite has one writer, and what a commit costs is the wait for the disk. So whoever comes while one transaction is under
 way waits for the next, which is of all who wait: each change in a savepoint of its own, so that one that fails leaves no
-trace and the others be. They are told once it is committed. All of a transaction runs in the driver's thread, in one go.
+trace and the others be. They are told once it is committed. All of a transaction runs in one thread, in one go.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, TextClause, text
@@ -20,6 +20,7 @@ from kleinbild.storage.database import Database
 
 T = TypeVar("T")
 MAX_TOGETHER = 256
+LATER_SECONDS = 0.05
 Parameters = Mapping[str, Any]
 
 
@@ -35,6 +36,7 @@ class Found(Protocol):
 Run = Callable[[str, Parameters], Found]
 """Runs one statement, in the words that both databases know, with parameters as `:name`."""
 Change = Callable[[Run], T]
+After = Callable[[T], object]
 
 
 class Commits:
@@ -43,33 +45,42 @@ class Commits:
     def __init__(self, database: Database, *, together: bool = True) -> None:
         self._database = database
         self.dialect = database.writer.dialect.name
-        self._together = together and self.dialect == "sqlite"
+        self._straight = database.straight if together else None
         self._waiting: list[_Asked] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._committing = False
+        self._later: asyncio.TimerHandle | None = None
 
-    async def make(self, change: Change[T], *, durable: bool = True) -> T:
-        """What `change` gives, once it is committed, or raises, and then nothing of it is kept."""
-        return await asyncio.shield(self.begin(change, durable=durable))
+    async def make(self, change: Change[T], *, durable: bool = True, after: After[T] | None = None) -> T:
+        """What `change` gives, once it is committed, or raises, and then nothing of it is kept. `after` is done with it right
+        after that, in a thread; what that raises is raised, too."""
+        return await asyncio.shield(self.begin(change, durable=durable, after=after))
 
-    def begin(self, change: Change[T], *, durable: bool = True, alone: bool = True) -> asyncio.Future[T]:
+    def begin(
+        self, change: Change[T], *, durable: bool = True, alone: bool = True, after: After[T] | None = None
+    ) -> asyncio.Future[T]:
         """`make` for whoever wants to know what came of it, even if he is cancelled. What is begun first is committed first,
         or together.
 
         Unless it is `durable`, a commit survives the death of this process at once, and that of the machine a little later:
         SQLite does not wait for the disk. (PostgreSQL waits, as it is set up to.) With `alone` False it waits for the next
-        that is begun, or for `flush`, to be committed with it.
+        that is begun, or for `flush`, to be committed with it; not for long.
         """
-        if not self._together:
-            return self.start(self._alone(change))
+        if self._straight is None:
+            return self.start(self._alone(change, after))
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Asked(change, future, durable))
+        self._waiting.append(_Asked(change, future, durable, after))
         if alone:
             self.flush()
+        elif self._later is None:
+            self._later = asyncio.get_running_loop().call_later(LATER_SECONDS, self.flush)
         return future
 
     def flush(self) -> None:
         """Commits what waits."""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         if self._waiting and not self._committing:
             self._committing = True
             self.start(self._commit_all())
@@ -87,9 +98,12 @@ class Commits:
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    async def _alone(self, change: Change[T]) -> T:
+    async def _alone(self, change: Change[T], after: After[T] | None) -> T:
         async with self._database.write() as connection:
-            return await connection.run_sync(lambda synchronous: change(_running(synchronous)))
+            outcome = await connection.run_sync(lambda synchronous: change(_running(synchronous)))
+        if after is not None:
+            await asyncio.to_thread(after, outcome)
+        return outcome
 
     async def _commit_all(self) -> None:
         try:
@@ -99,17 +113,14 @@ class Commits:
             self._committing = False
 
     async def _commit(self) -> None:
+        assert self._straight is not None
         taken: list[_Asked] = []
         try:
-            async with self._database.writer.connect() as connection:
+            async with self._database.turn:
                 taken, self._waiting = self._waiting[:MAX_TOGETHER], self._waiting[MAX_TOGETHER:]
-                driver = (await connection.get_raw_connection()).driver_connection
-                changes = [each.change for each in taken]
-                durable = any(each.durable for each in taken)
-                # aiosqlite has no public way to have a function run in its thread.
-                outcomes = await driver._execute(lambda: _made(driver._conn, changes, durable=durable))  # type: ignore[union-attr]  # noqa: SLF001
+                outcomes = await self._straight.run(partial(_made, taken))
         except BaseException as error:
-            if not taken:  # there was no transaction to be had
+            if not taken:  # there was no turn to be had
                 taken, self._waiting = self._waiting, []
             _tell(taken, [error] * len(taken))
             if not isinstance(error, Exception):
@@ -123,25 +134,32 @@ class _Asked:
     change: Change[Any]
     future: asyncio.Future[Any]
     durable: bool
+    after: After[Any] | None
 
 
-def _made(connection: sqlite3.Connection, changes: Sequence[Change[Any]], *, durable: bool) -> list[Any]:
+def _made(asked: Sequence[_Asked], connection: sqlite3.Connection) -> list[Any]:
     """What each gives, of one transaction; in place of what failed, the error."""
-    if not durable:
-        connection.execute("PRAGMA synchronous=NORMAL")
+    durable = any(each.durable for each in asked)
+    connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+    connection.execute("BEGIN IMMEDIATE")
     try:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            outcomes = [_kept(connection, change) for change in changes]
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-    finally:
-        if not durable:
-            connection.execute("PRAGMA synchronous=FULL")
-    return outcomes
+        outcomes = [_kept(connection, each.change) for each in asked]
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return [_followed(each, outcome) for each, outcome in zip(asked, outcomes, strict=True)]
+
+
+def _followed(asked: _Asked, outcome: Any) -> Any:
+    if asked.after is None or isinstance(outcome, Exception):
+        return outcome
+    try:
+        asked.after(outcome)
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is the asker's
+        return error
+    return outcome
 
 
 def _kept(connection: sqlite3.Connection, change: Change[Any]) -> Any:

@@ -142,6 +142,35 @@ class Ledger:
 
         Runs to its end even if it is cancelled. Raises AttemptError.
         """
+        alerts = await asyncio.shield(
+            self.settling(
+                attempt_id,
+                state,
+                cost,
+                reported=reported,
+                request_id=request_id,
+                seconds=seconds,
+                detail=detail,
+                result=result,
+            )
+        )
+        return alerts is not None
+
+    def settling(
+        self,
+        attempt_id: str,
+        state: Ended,
+        cost: Decimal,
+        *,
+        reported: Decimal | None = None,
+        request_id: str | None = None,
+        seconds: float | None = None,
+        detail: str = "",
+        result: dict[str, Any] | None = None,
+        alone: bool = True,
+    ) -> asyncio.Future[list[Alert] | None]:
+        """`settle` for whoever has more to be committed with it, if it is not `alone`: `Commits.begin` says when that is.
+        None comes of it if it had ended."""
         if cost < 0 or (state == "failed_unbilled" and cost):
             raise ValueError(f"{state} cannot cost {cost}")
         last = _State(
@@ -154,7 +183,10 @@ class Ledger:
             detail=detail,
             handle=result,
         )
-        return await asyncio.shield(self._commits.start(self._settle(attempt_id, last)))
+        # If the machine dies right after, it is as if the end had not been heard of: unknown, with its money set aside.
+        settling = self._commits.begin(lambda run: _settle(run, attempt_id, last), durable=False, alone=alone)
+        settling.add_done_callback(self._tell_alerts)
+        return settling
 
     async def of_job(self, job_id: str) -> list[Entry]:
         """Its attempts, oldest first."""
@@ -197,15 +229,14 @@ class Ledger:
         async with self._database.read() as connection:
             return entries((await connection.execute(query)).mappings())
 
-    async def _settle(self, attempt_id: str, last: _State) -> bool:
-        # If the machine dies right after, it is as if the end had not been heard of: unknown, with its money set aside.
-        alerts = await self._commits.make(lambda run: _settle(run, attempt_id, last), durable=False)
-        for alert in alerts or ():
+    def _tell_alerts(self, settling: asyncio.Future[list[Alert] | None]) -> None:
+        if settling.cancelled() or settling.exception() is not None:
+            return
+        for alert in settling.result() or ():
             try:
                 self._on_alert(alert)
             except Exception:  # it is settled all the same
                 log.exception("an alert could not be told")
-        return alerts is not None
 
     async def _compare(self, attempt_id: str, stated: Decimal) -> Difference | Literal["settled", "under way"] | None:
         """One attempt with the provider's statement; None if they agree."""

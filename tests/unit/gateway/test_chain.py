@@ -133,6 +133,7 @@ class World:
         return Chain(self.services, job, Inputs(), decision, ("key_1",), Terms(**{**usual, **terms}), lambda _: None)
 
     async def entries(self, job: str = "job_1") -> list[Entry]:
+        await self.ledger.drain()  # what waits to be committed with a job's end
         return await self.ledger.of_job(job)
 
     async def states(self, job: str = "job_1") -> list[tuple[str, str]]:

@@ -98,7 +98,7 @@ async def test_a_failure_of_ours_frees_the_key_and_one_of_the_callers_does_not(
     async with open_services(settings(tmp_path)) as services:
         for error, name in ((WorkerError("the engine's process ended"), "ours"), (PromptError("a bad word"), "theirs")):
 
-            async def failing(*_, error=error, fresh):
+            async def failing(*_, error=error, **__):
                 raise error
 
             def order(job_id: str, key: str = name) -> Order:

@@ -8,7 +8,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from kleinbild.core.errors import PictureError
 from kleinbild.core.sizes import Size
-from kleinbild.safety.pictures import PictureLimits, clean, measure, sniff
+from kleinbild.safety.pictures import PictureLimits, clean, measure, size_of, sniff
 
 SECRET = b"geheim-47.37N-8.54E"
 
@@ -258,3 +258,37 @@ def test_a_picture_is_measured_and_one_cut_short_is_not(format_):
     assert measure(file) == Size(48, 32)
     with pytest.raises(PictureError, match="damaged or cut short"):
         measure(file[: len(file) // 2])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_a_png_is_measured_whatever_its_colours(mode):
+    file = encoded(Image.new(mode, (48, 32)), "PNG")
+    assert measure(file) == size_of(file) == Size(48, 32)
+
+
+def test_no_byte_of_a_png_changes_unnoticed():
+    """Its picture's data have checksums, and so have its names; a cut is one anywhere."""
+    file = encoded(picture(), "PNG")
+    for place in range(8, len(file)):
+        with pytest.raises(PictureError, match="damaged or cut short"):
+            measure(file[:place] + bytes([file[place] ^ 0x40]) + file[place + 1 :])
+        with pytest.raises(PictureError, match="damaged or cut short"):
+            measure(file[:place])
+
+
+@pytest.mark.parametrize("header", [(48, 32, 3, 2), (48, 32, 8, 1), (0, 32, 8, 2), (48, 0, 8, 2)])
+def test_a_png_of_a_kind_that_there_is_not_is_refused(header):
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b""))
+    file = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    with pytest.raises(PictureError, match="damaged or cut short"):
+        measure(file)
+
+
+def test_the_limits_hold_for_what_is_only_measured():
+    file = encoded(picture(), "PNG")
+    with pytest.raises(PictureError, match="megapixels"):
+        measure(file, limits=PictureLimits(max_pixels=1000))
+    with pytest.raises(PictureError, match="MB"):
+        measure(file, limits=PictureLimits(max_bytes=len(file) - 1))

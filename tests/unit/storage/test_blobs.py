@@ -115,9 +115,9 @@ async def test_a_file_that_was_cut_short_is_not_served_and_is_mended(blobs: Blob
     assert await blobs.get(sha256) == b"pixels"
 
 
-async def test_a_put_that_ended_before_the_file_was_written_is_made_good(blobs: Blobs, database: Database) -> None:
-    sha256 = hashlib.sha256(b"pixels").hexdigest()
-    await blobs._keep_row(sha256, 6, PNG, 10)
+async def test_a_put_that_ended_before_the_file_was_written_is_made_good(blobs: Blobs, tmp_path: Path) -> None:
+    sha256 = await blobs.put(b"pixels", PNG, 10)
+    (tmp_path / "blobs" / key_of(sha256)).unlink()
     with pytest.raises(MissingBlobError):
         await blobs.stream(sha256)
     assert await blobs.put(b"pixels", PNG, 10) == sha256
@@ -220,7 +220,7 @@ async def test_killed_at_any_moment_it_leaves_nothing_that_the_next_start_cannot
         await database.close()
 
 
-async def test_bytes_are_hashed_off_the_event_loop(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_bytes_are_hashed_off_the_event_loop(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = []
 
     def measured(data: bytes) -> tuple[str, int]:
@@ -228,6 +228,6 @@ async def test_bytes_are_hashed_off_the_event_loop(blobs: Blobs, monkeypatch: py
         return hashlib.sha256(data).hexdigest(), len(data)
 
     monkeypatch.setattr("kleinbild.storage.blobs.measured", measured)
-    await blobs.put(b"pixels", PNG, None)
+    await blobs.put(b"pixels" * 20_000, PNG, None)
     assert threading.get_ident() not in threads
     assert len(threads) == 1

@@ -28,12 +28,13 @@ from kleinbild.gateway.described import ImagesObject, documented
 from kleinbild.gateway.errors import ApiError, as_object, client_gone
 from kleinbild.gateway.events import LAST
 from kleinbild.gateway.flow.authenticate import Making, require_model
-from kleinbild.gateway.flow.pictures import require_few, size_of_file, take_file, take_source, take_sources
+from kleinbild.gateway.flow.pictures import require_few, take_file, take_source, take_sources
 from kleinbild.gateway.flow.route import model_of, wish_of
 from kleinbild.gateway.flow.submit import Order, Submission, fingerprint, submit
 from kleinbild.gateway.services import services_of
 from kleinbild.gateway.urls import base_url
 from kleinbild.gateway.wanted import Pictures, Wanted, WantedEdit, WantedVariation, read, work_anywhere, work_for
+from kleinbild.safety.pictures import size_of
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
@@ -130,7 +131,7 @@ async def make(request: Request, caller: Caller, wanted: Wanted, pictures: Pictu
         submission = await submit(services, order)
         job = submission.job
         if not submission.replayed and not wanted.stream:
-            job = await ended(request, services, live, job, keep=wanted.keep)
+            job = await ended(request, services, live, submission, keep=wanted.keep)
     if submission.replayed or not wanted.stream:
         require_pictures(job)
     if wanted.stream:
@@ -261,7 +262,7 @@ def _partial(job: Job, event: JobEvent, index: int) -> bytes:
             "type": kind,
             "b64_json": data["b64_json"],
             "created_at": int(event.created_at),
-            "size": str(size_of_file(event.data["png"])),
+            "size": str(size_of(event.data["png"])),
             "quality": answers.quality_of(work),
             "background": work.background,
             "output_format": "png",

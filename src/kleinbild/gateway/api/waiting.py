@@ -14,6 +14,7 @@ from kleinbild.gateway import answers
 from kleinbild.gateway.errors import ApiError, client_gone
 from kleinbild.gateway.events import LAST, Subscription
 from kleinbild.gateway.flow.make import cancel
+from kleinbild.gateway.flow.submit import Submission
 from kleinbild.storage import jobs
 
 if TYPE_CHECKING:
@@ -71,8 +72,15 @@ async def events_until_end(request: Request, live: Subscription) -> AsyncIterato
             coming.cancel()
 
 
-async def ended(request: Request, services: Services, live: Subscription, job: Job, *, keep: bool) -> Job:
+async def ended(request: Request, services: Services, live: Subscription, submission: Submission, *, keep: bool) -> Job:
     """The job when it has ended. If the client goes away before, it is cancelled unless he said `keep`."""
+    job = submission.job
+    if submission.making is not None:
+        gone = asyncio.create_task(_gone(request))
+        await asyncio.wait((submission.making, gone), return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if (finished := services.finished.take(job.id)) is not None:
+            return finished
     async for event in events_until_end(request, live):
         if event.type in LAST:
             return await reload(services, job)

@@ -26,9 +26,9 @@ from kleinbild.core.prices import BilledTokens, Measure, UnknownPriceError
 from kleinbild.core.sizes import Size
 from kleinbild.core.tokens import NO_TOKENS, Tokens
 from kleinbild.gateway.flow.circuits import Permit
-from kleinbild.gateway.flow.pictures import size_of_file
 from kleinbild.providers.base import Inputs, Step, Waiting
 from kleinbild.providers.hosted import Accepted, Answer, Call, Handle, Hosted, ProviderError
+from kleinbild.safety.pictures import size_of
 from kleinbild.storage.attempts import Attempt, Entry
 from kleinbild.storage.ledger import Ledger
 
@@ -47,7 +47,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How an attempt came out for those who waited: with pictures, with an error, or, `pending`, not at all yet: it may
-    still be made and charged. `error` is a ProviderError, or a `core.errors` of the request, which no other place mends."""
+    still be made and charged. `error` is a ProviderError, or a `core.errors` of the request, which no other place mends.
+    `booked` is done once the ledger has it, which may be with the job's own end; None if it has it already."""
 
     pictures: tuple[MadePicture, ...] = ()
     error: KleinbildError | None = None
@@ -57,6 +58,7 @@ class Ended:
     tokens: Tokens = NO_TOKENS
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
+    booked: asyncio.Future[Any] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -171,6 +173,7 @@ class Attempts:
             if not each.sent:
                 await self._never_sent(each)
         await asyncio.gather(*self._booking, return_exceptions=True)
+        await self._ledger.drain()
 
     def _start(self, running: Running, work: Coroutine[Any, Any, Ended]) -> Running:
         self._running[running.attempt.id] = running
@@ -288,7 +291,17 @@ class Attempts:
                 running, "failed_billed", cost, reported=reported, answer=answer, detail=f"not kept: {error}"[:200]
             )
             return Ended(error=OutputError("the picture was made and could not be kept", "look at the log"), cost=cost)
-        await self._end(running, "done", cost, reported=reported, answer=answer, seconds=seconds, pictures=pictures)
+        booked = self._ending(
+            running,
+            "done",
+            cost,
+            reported=reported,
+            answer=answer,
+            seconds=seconds,
+            pictures=pictures,
+            alone=not running.wanted,
+        )
+        booked.add_done_callback(_note_bug)
         tokens = sum((each.tokens for each in answer.pictures), NO_TOKENS)
         if tokens == NO_TOKENS and answer.tokens is not None:
             tokens = _tokens(answer.tokens)
@@ -299,6 +312,7 @@ class Attempts:
             tokens=tokens,
             fingerprint=answer.pictures[0].fingerprint,
             notes=answer.notes,
+            booked=booked,
         )
 
     async def _failed(self, running: Running, error: ProviderError, began: float | None) -> Ended:
@@ -360,12 +374,27 @@ class Attempts:
         reported: Decimal | None = None,
         answer: Answer | None = None,
         error: ProviderError | None = None,
+        detail: str = "",
+    ) -> None:
+        ending = self._ending(running, state, cost, reported=reported, answer=answer, error=error, detail=detail)
+        await asyncio.shield(ending)
+
+    def _ending(
+        self,
+        running: Running,
+        state: Final,
+        cost: Decimal,
+        *,
+        reported: Decimal | None = None,
+        answer: Answer | None = None,
+        error: ProviderError | None = None,
         seconds: float | None = None,
         pictures: tuple[MadePicture, ...] = (),
         detail: str = "",
-    ) -> None:
+        alone: bool = True,
+    ) -> asyncio.Future[Any]:
         source = answer or error
-        await self._ledger.settle(
+        return self._ledger.settling(
             running.attempt.id,
             state,
             cost,
@@ -374,6 +403,7 @@ class Attempts:
             seconds=seconds,
             detail=detail or (error.detail or error.message if error else ""),
             result={"pictures": _PICTURES.dump_python(pictures, mode="json")} if pictures else None,
+            alone=alone,
         )
 
     async def _keep(self, running: Running, answer: Answer) -> tuple[MadePicture, ...]:
@@ -439,7 +469,7 @@ def _watcher(call: Call) -> Any:
 async def _as_asked(file: bytes, wanted: PictureFormat, compression: int) -> tuple[bytes, Size]:
     """In the format that was asked for. Only headers are read of what has it already."""
     if file.startswith(MAGIC[wanted]):
-        return file, size_of_file(file)
+        return file, size_of(file)
     return await asyncio.to_thread(_converted, file, wanted, compression)
 
 
@@ -452,6 +482,6 @@ def _converted(file: bytes, wanted: PictureFormat, compression: int) -> tuple[by
         return out.getvalue(), Size(image.width, image.height)
 
 
-def _note_bug(task: asyncio.Task[Any]) -> None:
+def _note_bug(task: asyncio.Future[Any]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("an attempt failed by a bug; its money stays set aside", exc_info=error)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import count
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kleinbild.core.deployments import Can, Deployment
 from kleinbild.core.errors import (
@@ -76,7 +76,8 @@ class Part:
 
 @dataclass(slots=True)
 class Made:
-    """What a chain has so far. `cost` is of all attempts, those that made nothing included."""
+    """What a chain has so far. `cost` is of all attempts, those that made nothing included; what is not `booked` yet will be
+    with whatever is committed next."""
 
     pictures: dict[int, MadePicture] = field(default_factory=dict)
     cost: Decimal = ZERO
@@ -86,6 +87,7 @@ class Made:
     tokens: Tokens = NO_TOKENS
     fingerprint: str = ""
     notes: list[str] = field(default_factory=list)
+    booked: list[asyncio.Future[Any]] = field(default_factory=list)
 
 
 class Chain:
@@ -140,6 +142,9 @@ class Chain:
 
     async def _ask(self, candidate: Candidate, missing: Sequence[Part]) -> None:
         calls = [part for each in missing for part in _split(each, candidate.deployment.can.max_images)]
+        if len(calls) == 1:  # most: without a task of its own
+            await self._call(candidate, calls[0])
+            return
         async with asyncio.TaskGroup() as group:
             for part in calls:
                 group.create_task(self._call(candidate, part))
@@ -256,6 +261,8 @@ class Chain:
         """Whether it brought the pictures."""
         made = self.made
         made.cost += ended.cost
+        if ended.booked is not None:
+            made.booked.append(ended.booked)
         if ended.error is not None:
             self._failures.append((candidate, ended.error))
             if ended.pending:

@@ -25,8 +25,9 @@ NOT_KEPT = Outcome("failed", error=JobError("the server cannot write its databas
 log = logging.getLogger(__name__)
 
 
-def begin(services: Services, job: Job, plan: Plan, position: int) -> Job:
-    """The job as it now runs. Nothing leaves this machine for it before its row is kept: both are committed in order."""
+def begin(services: Services, job: Job, plan: Plan, position: int) -> tuple[Job, asyncio.Task[None]]:
+    """The job as it now runs, and the task that makes it. Nothing leaves this machine for it before its row is kept: both are
+    committed in order."""
     hub = services.hub
     running = replace(job, status="running", started_at=time.time())
     events = (hub.new(job, "job.queued", position=position), hub.new(running, "job.started"))
@@ -38,28 +39,28 @@ def begin(services: Services, job: Job, plan: Plan, position: int) -> Job:
     task = asyncio.create_task(_make(services, running, kept))
     services.direct.add(task)
     task.add_done_callback(services.direct.discard)
-    return running
+    return running, task
 
 
 async def _make(services: Services, job: Job, kept: asyncio.Future[None]) -> None:
+    outcome = await made(services, job, fresh=True, booked=False)
     try:
-        outcome = await made(services, job, fresh=True)
-        services.commits.flush()
-        await kept
-    except Exception:
-        log.exception("the job %s could not be kept", job.id)
-        outcome = NOT_KEPT
-    try:
-        await _finish(services, job, outcome)
+        await _finish(services, job, outcome, kept)
     except Exception:
         log.exception("the job %s could not be ended; it is taken up again", job.id)
         await durable.start(job.id, again=True)
 
 
-async def _finish(services: Services, job: Job, outcome: Outcome) -> None:
+async def _finish(services: Services, job: Job, outcome: Outcome, kept: asyncio.Future[None]) -> None:
     now = time.time()
     event = services.hub.new(job, f"job.{outcome.status}")
-    ended = await services.commits.make(jobs.ended(job.id, outcome, now, event), durable=False)
+    ending = services.commits.begin(jobs.ended(job.id, outcome, now, event), durable=False)
+    try:
+        await kept
+    except Exception:
+        log.exception("the job %s could not be kept", job.id)
+        outcome, event = NOT_KEPT, services.hub.new(job, f"job.{NOT_KEPT.status}")
+    ended = await ending
     count_out(services, job.id, outcome)
     if ended or outcome is NOT_KEPT:  # that one has no row, and somebody who waits
         services.finished.keep(replace(job, status=outcome.status, outcome=outcome, completed_at=now))

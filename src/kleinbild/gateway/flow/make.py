@@ -38,13 +38,16 @@ class Plan:
 async def make(services: Services, job_id: str) -> Outcome:
     """The pictures of a job, in the blob store. Nothing is made of a job that has ended, by being cancelled for one."""
     job, fresh = await _begin(services, job_id)
-    return Outcome("cancelled") if job is None else await made(services, job, fresh=fresh)
+    if job is None:
+        return Outcome("cancelled")
+    return await made(services, job, fresh=fresh, booked=True)
 
 
-async def made(services: Services, job: Job, *, fresh: bool) -> Outcome:
-    """The pictures of a job that runs. `fresh`: it never did before."""
+async def made(services: Services, job: Job, *, fresh: bool, booked: bool) -> Outcome:
+    """The pictures of a job that runs. `fresh`: it never did before. Unless all is to be `booked` first, what its attempts
+    came to may wait to be committed with its end."""
     job_id = job.id
-    task = services.running[job_id] = asyncio.create_task(_pictures(services, job, fresh=fresh))
+    task = services.running[job_id] = asyncio.create_task(_pictures(services, job, fresh=fresh, booked=booked))
     try:
         outcome = await _outcome(task, job_id)
     finally:
@@ -114,7 +117,7 @@ async def _begin(services: Services, job_id: str) -> tuple[Job | None, bool]:
     return job, first
 
 
-async def _pictures(services: Services, job: Job, *, fresh: bool) -> Outcome:
+async def _pictures(services: Services, job: Job, *, fresh: bool, booked: bool) -> Outcome:
     inputs = await load_inputs(services, job.work)
     plan = services.plans.pop(job.id, None) or await _plan_again(services, job)
     chain = Chain(
@@ -127,10 +130,15 @@ async def _pictures(services: Services, job: Job, *, fresh: bool) -> Outcome:
         lambda progress: _tell(services, job, progress),
     )
     try:
-        made = await chain.run(fresh=fresh)
+        await chain.run(fresh=fresh)
     except KleinbildError as error:
-        return _outcome_of("failed", chain.made, job_error(error))
-    return _outcome_of("completed", made)
+        outcome = _outcome_of("failed", chain.made, job_error(error))
+    else:
+        outcome = _outcome_of("completed", chain.made)
+    if booked and chain.made.booked:
+        services.commits.flush()
+        await asyncio.wait(chain.made.booked)
+    return outcome
 
 
 def _outcome_of(status: JobStatus, made: Made, error: JobError | None = None) -> Outcome:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,14 +11,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import pybase64
-from PIL import Image
 from starlette.datastructures import UploadFile
 
 from kleinbild.core.callers import Caller
 from kleinbild.core.errors import KleinbildError, PictureError
 from kleinbild.core.formats import MEDIA_TYPES
 from kleinbild.core.jobs import PictureRef
-from kleinbild.core.sizes import Size
 from kleinbild.gateway.errors import ApiError, not_found
 from kleinbild.gateway.wanted import MAX_REFERENCES, PictureSource
 from kleinbild.safety.pictures import PictureLimits, clean, sniff
@@ -119,8 +116,3 @@ def decoded(text: str, start: int = 0) -> bytes:
             raise ValueError("padding within the text")
         files.append(pybase64.b64decode(text[begin : begin + PIECE], validate=True))
     return b"".join(files)
-
-
-def size_of_file(file: bytes) -> Size:
-    with Image.open(io.BytesIO(file)) as image:  # reads the header, decodes nothing
-        return Size(image.width, image.height)

@@ -16,13 +16,13 @@ from kleinbild.core.prices import Measure
 from kleinbild.core.sizes import Size
 from kleinbild.gateway.errors import ApiError
 from kleinbild.gateway.flow.chain import PATIENCE_SECONDS
-from kleinbild.gateway.flow.pictures import size_of_file
 from kleinbild.gateway.routing.asked import AUTO, Asked
 from kleinbild.gateway.routing.candidates import Candidate, Exclusion
 from kleinbild.gateway.routing.decision import Decision, decide
 from kleinbild.gateway.routing.policy import Policy, read_policy
 from kleinbild.gateway.wanted import HOSTED_MODELS, Pictures, Wanted
 from kleinbild.providers.base import Inputs
+from kleinbild.safety.pictures import size_of
 
 if TYPE_CHECKING:
     from kleinbild.core.callers import Caller
@@ -182,7 +182,7 @@ async def _measure(services: Services, work: ImageWork, inputs: Inputs) -> Measu
 
 def _size(file: bytes) -> Size:
     try:
-        return size_of_file(file)
+        return size_of(file)
     except OSError as error:
         raise PictureError("a picture cannot be read", "send it again") from error
 

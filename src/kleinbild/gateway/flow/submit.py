@@ -56,10 +56,12 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """`replayed`: it was asked for before with the same key, and this is that job."""
+    """`replayed`: it was asked for before with the same key, and this is that job. `making` ends with the job, if this
+    process makes it right away."""
 
     job: Job
     replayed: bool
+    making: asyncio.Task[None] | None = None
 
 
 async def submit(services: Services, order: Order) -> Submission:
@@ -84,7 +86,8 @@ async def submit(services: Services, order: Order) -> Submission:
     await services.admission.admit(order.caller, job.id, order.work.n, megapixels(order.work))
     plan = services.plans[job.id] = Plan(routed.decision, payers_of(order.caller), order.wish.hedge)
     if order.waits and order.key is None and order.webhook is None:
-        return Submission(direct.begin(services, job, plan, position), replayed=False)
+        running, making = direct.begin(services, job, plan, position)
+        return Submission(running, replayed=False, making=making)
     keeping = asyncio.create_task(_keep(services, order, job, position))
     _keeping.add(keeping)
     keeping.add_done_callback(_keeping.discard)

@@ -1,0 +1,14 @@
+"""Few bytes are worked on at once, many in a thread."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from kleinbild.core.threads import FEW_BYTES, MANY_BYTES, on_bytes
+
+
+@pytest.mark.parametrize(("num_bytes", "here"), [(0, True), (FEW_BYTES, True), (MANY_BYTES, False)])
+async def test_where_it_is_done(num_bytes: int, here: bool) -> None:
+    assert (await on_bytes(num_bytes, threading.get_ident) == threading.get_ident()) is here
