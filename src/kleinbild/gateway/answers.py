@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pybase64
@@ -11,10 +9,10 @@ import pybase64
 from kleinbild.core.jobs import ImageWork, Job, JobEvent, MadePicture, Outcome, PictureRef
 from kleinbild.core.money import written
 from kleinbild.core.sizes import Size
-from kleinbild.core.threads import on_bytes
 from kleinbild.core.tokens import Tokens
 from kleinbild.gateway.errors import as_object
 from kleinbild.gateway.flow.route import decision_id
+from kleinbild.gateway.spliced import InBase64, in_base64, spliced
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
@@ -79,14 +77,16 @@ def picture_objects(services: Services, job: Job, base_url: str | None) -> list[
 
 
 async def images_object(services: Services, job: Job, base_url: str, *, urls: bool) -> dict[str, Any]:
-    """OpenAI's `ImagesResponse`, and our fields beside its own. The job must have pictures."""
+    """OpenAI's `ImagesResponse`, and our fields beside its own, for `spliced`. The job must have pictures."""
     outcome = job.outcome
     assert outcome is not None
     if urls:
         data = picture_objects(services, job, base_url)
     else:
+        files = [await services.blobs.get(picture.sha256) for picture in outcome.pictures]
         data = [
-            {"b64_json": await picture_base64(services, picture), **_beside(picture)} for picture in outcome.pictures
+            {"b64_json": await in_base64(file), **_beside(picture)}
+            for file, picture in zip(files, outcome.pictures, strict=True)
         ]
     return {
         "created": int(job.completed_at or job.created_at),
@@ -96,11 +96,6 @@ async def images_object(services: Services, job: Job, base_url: str, *, urls: bo
         "model": job.work.model,
         "warnings": warnings(job),
     }
-
-
-async def picture_base64(services: Services, picture: MadePicture) -> str:
-    file = await services.blobs.get(picture.sha256)
-    return await on_bytes(len(file), lambda: pybase64.b64encode_as_string(file))
 
 
 def place_headers(job: Job) -> dict[str, str]:
@@ -144,17 +139,13 @@ def event_data(event: JobEvent, job: dict[str, Any] | None) -> dict[str, Any]:
     """`job`: the object that goes with a last event."""
     data = {"type": event.type, "job_id": event.job_id, "created_at": int(event.created_at), **event.data}
     if png := data.pop("png", None):
-        data["b64_json"] = pybase64.b64encode_as_string(png)
+        data["b64_json"] = InBase64(pybase64.b64encode(png))
     return data if job is None else {**data, "job": job}
 
 
 def server_sent(kind: str, data: dict[str, Any], event_id: int | None = None) -> bytes:
-    lines: Iterable[str] = (
-        *(() if event_id is None else (f"id: {event_id}",)),
-        f"event: {kind}",
-        f"data: {json.dumps(data)}",
-    )
-    return ("\n".join(lines) + "\n\n").encode()
+    head = "" if event_id is None else f"id: {event_id}\n"
+    return b"".join((f"{head}event: {kind}\ndata: ".encode(), *spliced(data), b"\n\n"))
 
 
 def _given(picture: PictureRef) -> dict[str, str]:

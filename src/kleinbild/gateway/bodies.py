@@ -70,11 +70,13 @@ class LimitBody:
             return
         headers = Headers(scope=scope)
         max_bytes = self._max_bytes() if is_form(headers) else self._max_other_bytes()
-        declared = headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared) > max_bytes:
+        declared = headers.get("content-length", "")
+        if not declared.isdecimal() or "transfer-encoding" in headers:
+            await self._count(scope, receive, send, max_bytes)
+        elif int(declared) > max_bytes:
             await _refuse(receive, send, _body_too_large(max_bytes), is_sending=True)
-            return
-        await self._count(scope, receive, send, max_bytes)
+        else:  # the server reads no more than what was declared
+            await self._app(scope, receive, send)
 
     async def _count(self, scope: Scope, receive: Receive, send: Send, max_bytes: int) -> None:
         num_bytes = 0

@@ -21,6 +21,7 @@ from kleinbild.storage import jobs
 from kleinbild.storage.database import Database
 
 NUM_RECENT = 512  # steps and previews that are kept
+RECENT_BYTES = 16 * 10**6  # of previews: a service's may have megabytes each
 NUM_WAITING = 1024  # events that a slow listener may be behind before he is left behind
 NO_PROGRESS: dict[str, Any] = {"position": None, "image_index": 0, "step": 0, "num_steps": 0}
 LAST = frozenset({"job.completed", "job.failed", "job.cancelled"})
@@ -57,7 +58,8 @@ class EventHub:
     def __init__(self, database: Database, last_id: int = 0) -> None:
         self._database = database
         self._last_id = last_id
-        self._recent: deque[JobEvent] = deque(maxlen=NUM_RECENT)
+        self._recent: deque[JobEvent] = deque()
+        self._recent_bytes = 0
         self._progress: dict[str, dict[str, Any]] = {}
         self._of_jobs: defaultdict[str, set[Subscription]] = defaultdict(set)
         self._of_projects: defaultdict[str, set[Subscription]] = defaultdict(set)
@@ -76,13 +78,19 @@ class EventHub:
 
     def publish(self, event: JobEvent, *, recorded: bool) -> None:
         if not recorded:
-            self._recent.append(event)
+            self._remember(event)
         if event.type in LAST:
             self._progress.pop(event.job_id, None)
         elif known := {name: event.data[name] for name in NO_PROGRESS if name in event.data}:
             self._progress[event.job_id] = {**self.progress(event.job_id), "position": None, **known}
         for subscription in (*self._of_jobs.get(event.job_id, ()), *self._of_projects.get(event.project, ())):
             subscription.offer(event)
+
+    def _remember(self, event: JobEvent) -> None:
+        self._recent.append(event)
+        self._recent_bytes += len(event.data.get("png", b""))
+        while len(self._recent) > NUM_RECENT or self._recent_bytes > RECENT_BYTES:
+            self._recent_bytes -= len(self._recent.popleft().data.get("png", b""))
 
     def progress(self, job_id: str) -> dict[str, Any]:
         """How far a job is: its place in the queue until it is made, then the last step of any of its pictures."""

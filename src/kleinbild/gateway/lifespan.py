@@ -34,7 +34,7 @@ from kleinbild.gateway.settings import EngineSettings, LimitSettings, Settings
 from kleinbild.providers.local import LocalProvider
 from kleinbild.safety.fetch import Fetcher, FetchLimits, Reach
 from kleinbild.storage import jobs
-from kleinbild.storage.blobs import open_blobs
+from kleinbild.storage.blobs import Blobs, open_blobs
 from kleinbild.storage.budgets import Budgets
 from kleinbild.storage.commits import Commits
 from kleinbild.storage.database import open_database
@@ -118,7 +118,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         await durable.launch(services, data)
         stack.push_async_callback(durable.stop, services)
         await _take_up_attempts(services)
-        for task in (_sweep(services), _trim(), services.pulse.beat()):
+        for task in (_sweep(services), _trim(blobs), services.pulse.beat()):
             stack.callback(asyncio.create_task(task).cancel)
         if settings.routing.probe_seconds:
             stack.callback(asyncio.create_task(services.checks.run()).cancel)
@@ -173,9 +173,10 @@ async def open_counters(shared_url: str | None) -> Counters:
     return await open_shared(shared_url)
 
 
-async def _trim() -> None:
+async def _trim(blobs: Blobs) -> None:
     while True:
         await asyncio.sleep(TRIM_SECONDS)
+        blobs.forget_latest()
         await asyncio.to_thread(give_back_holes)
 
 

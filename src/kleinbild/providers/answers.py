@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx2
+from pydantic_core import from_json
 
 from kleinbild.core.threads import on_bytes
 from kleinbild.providers.delivered import bad_answer
@@ -114,8 +115,9 @@ def quoted(text: str, host: str) -> str:
 async def parsed(response: httpx2.Response) -> dict[str, Any]:
     """An answer of success, which may hold pictures. Raises ProviderError, "bad_answer"."""
     try:
-        body = await on_bytes(len(response.content), lambda: json.loads(response.content))
-    except (ValueError, RecursionError) as error:
+        # Not the standard library's, which takes five times as long with pictures in it.
+        body = await on_bytes(len(response.content), lambda: from_json(response.content))
+    except ValueError as error:
         raise bad_answer("the service's answer cannot be read", "it is no JSON") from error
     if not isinstance(body, dict):
         raise bad_answer("the service's answer cannot be read", f"it is a JSON {type(body).__name__}")

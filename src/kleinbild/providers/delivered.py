@@ -19,7 +19,8 @@ from kleinbild.core.errors import PictureError
 from kleinbild.core.sizes import Size
 from kleinbild.core.threads import MANY_BYTES, on_bytes
 from kleinbild.providers.hosted import Fetched, ProviderError
-from kleinbild.safety.pictures import is_png, measure, size_of, sniff
+from kleinbild.safety.pictures import measure, size_of, sniff
+from kleinbild.safety.png import is_png
 
 
 async def checked(

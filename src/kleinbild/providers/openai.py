@@ -7,12 +7,12 @@ nothing is assumed but the API's first fields, and base64 is asked for; a URL as
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx2
+from pydantic_core import from_json
 
 from kleinbild.core.deployments import Can, Parameter
 from kleinbild.core.formats import PictureFormat
@@ -222,8 +222,8 @@ class Events:
 
 async def _event(data: str) -> dict[str, Any]:
     try:
-        event = await on_bytes(len(data), lambda: json.loads(data))
-    except (ValueError, RecursionError) as error:
+        event = await on_bytes(len(data), lambda: from_json(data))
+    except ValueError as error:
         raise bad_answer("the service's answer cannot be read", "an event is no JSON") from error
     if not isinstance(event, dict):
         raise bad_answer("the service's answer cannot be read", "an event is no object")

@@ -2,8 +2,9 @@
 upright, in sRGB, and with nothing in it but pixels.
 
 `clean` decodes every picture, so that what is kept is known to be one. An upright JPEG keeps its compressed data and
-loses all else; every other picture becomes a PNG, which loses nothing of its pixels, transparency included. Either way
-what is hidden in or behind the file (EXIF with its places, XMP, comments, a second file) is gone.
+loses all else, and so does a plain PNG; every other picture becomes a PNG, which loses nothing of its pixels,
+transparency included. Either way what is hidden in or behind the file (EXIF with its places, XMP, comments, a second
+file) is gone.
 
 All of it is blocking: call it in a thread.
 """
@@ -15,7 +16,6 @@ import re
 import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from kleinbild.core.errors import PictureError
 from kleinbild.core.sizes import Size
+from kleinbild.safety import png
 
 PictureFormat = Literal["PNG", "JPEG", "WEBP", "GIF"]
 
@@ -34,13 +35,6 @@ _MAGIC: tuple[tuple[re.Pattern[bytes], PictureFormat], ...] = (
     (re.compile(rb"RIFF....WEBPVP8[ LX]", re.DOTALL), "WEBP"),
     (re.compile(rb"GIF8[79]a"), "GIF"),
 )
-_PNG = b"\x89PNG\r\n\x1a\n"
-_CHUNK, _HEADER = (
-    struct.Struct(">I4s"),
-    struct.Struct(">IIBB"),
-)  # before a chunk's data; of a PNG's first data, the start
-_PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-"""Bits that each kind of colours may have: grey, RGB, a palette, grey and RGB with alpha."""
 _GIVE_OTHER = "give a PNG, JPEG, WebP or GIF file"
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, RuntimeError, EOFError, IndexError, KeyError, struct.error)
 """What Pillow's decoders raise for damaged files."""
@@ -71,6 +65,8 @@ def sniff(file: bytes, name: str = "the picture") -> PictureFormat:
 
 def clean(file: bytes, name: str = "the picture", limits: PictureLimits = PictureLimits()) -> bytes:
     """The same picture as a JPEG or PNG without anything else. Raises PictureError, calling it `name`."""
+    if len(file) <= limits.max_bytes and (bare := png.bare(file, limits.max_pixels)) is not None:
+        return bare
     with _decoded(file, name, limits) as image:
         if image.format == "JPEG" and not _needs_change(image):
             return _bare_jpeg(file)
@@ -80,8 +76,13 @@ def clean(file: bytes, name: str = "the picture", limits: PictureLimits = Pictur
 def measure(file: bytes, name: str = "the picture", limits: PictureLimits = PictureLimits()) -> Size:
     """Its width and height. It is read to its end, so that a file cut short is seen: a PNG by its checksums, which takes a
     twentieth of the time and waits for no other picture, any other by decoding it. Raises PictureError, as `clean`."""
-    if is_png(file) and len(file) <= limits.max_bytes:
-        return _measured_png(file, name, limits)
+    if png.is_png(file) and len(file) <= limits.max_bytes:
+        try:
+            size = png.measured(file)
+        except png.DamagedError as error:
+            raise PictureError(f"{name} is damaged or cut short", "export it again") from error
+        _check_pixels(size.area, name, limits)
+        return size
     with _opened(file, name, limits) as image:
         image.load()
         return Size(image.width, image.height)
@@ -89,14 +90,10 @@ def measure(file: bytes, name: str = "the picture", limits: PictureLimits = Pict
 
 def size_of(file: bytes) -> Size:
     """What its header says, of a picture that has been checked: nothing is decoded. Raises OSError for what is none."""
-    if is_png(file) and len(file) >= len(_PNG) + _CHUNK.size + _HEADER.size:
-        return Size(*_HEADER.unpack_from(file, len(_PNG) + _CHUNK.size)[:2])
+    if png.is_png(file):
+        return png.size_of(file)
     with Image.open(io.BytesIO(file)) as image:
         return Size(image.width, image.height)
-
-
-def is_png(file: bytes) -> bool:
-    return file.startswith(_PNG)
 
 
 @contextmanager
@@ -132,33 +129,6 @@ def _quietly() -> Iterator[None]:
     with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _measured_png(file: bytes, name: str, limits: PictureLimits) -> Size:
-    try:
-        size = _read_png(file)
-    except (ValueError, KeyError, struct.error) as error:
-        raise PictureError(f"{name} is damaged or cut short", "export it again") from error
-    _check_pixels(size.area, name, limits)
-    return size
-
-
-def _read_png(file: bytes) -> Size:
-    """PNG, 5: chunks of a length, a name, data and a checksum of the two; the first and the last have theirs. Raises
-    ValueError, KeyError or struct.error."""
-    view, position = memoryview(file), len(_PNG)
-    names: list[bytes] = []
-    while names[-1:] != [b"IEND"]:
-        length, kind = _CHUNK.unpack_from(file, position)
-        end = position + _CHUNK.size + length
-        if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4]):
-            raise ValueError("a wrong checksum")
-        names.append(kind)
-        position = end + 4
-    width, height, depth, colours = _HEADER.unpack_from(file, len(_PNG) + _CHUNK.size)
-    if names[0] != b"IHDR" or b"IDAT" not in names or depth not in _PNG_DEPTHS[colours] or not width * height:
-        raise ValueError("not a picture")
-    return Size(width, height)
 
 
 def _check_pixels(num_pixels: int, name: str, limits: PictureLimits) -> None:

@@ -31,7 +31,7 @@ from kleinbild.storage.database import Database
 from kleinbild.storage.schema import blobs, files
 
 CHUNK = 256 * 1024
-LATEST_BYTES = 8 * 2**20
+LATEST_BYTES = 32 * 2**20
 Data = bytes | Path | IO[bytes]
 
 
@@ -105,6 +105,10 @@ class Blobs:
         except FileNotFoundError as error:
             raise _missing(sha256) from error
 
+    def forget_latest(self) -> None:
+        """Nobody has come for it: it is in the store."""
+        self._latest.clear()
+
     async def stream(self, sha256: str, start: int = 0, end: int | None = None) -> Blob:
         """Bytes `start` up to `end`, which is not among them, a chunk at a time. Raises MissingBlobError."""
         async with self._database.read() as connection:
@@ -158,7 +162,7 @@ class Blobs:
 
 
 class _Latest:
-    """What was put last, for who made it and gives it away now: once, and not more than `LATEST_BYTES` of it."""
+    """What was put last, for who made it and gives it away now: once, soon, and not more than `LATEST_BYTES` of it."""
 
     def __init__(self) -> None:
         self._files: OrderedDict[str, bytes] = OrderedDict()
@@ -175,6 +179,10 @@ class _Latest:
         file = self._files.pop(sha256, None)
         self._num_bytes -= len(file or b"")
         return file
+
+    def clear(self) -> None:
+        self._files.clear()
+        self._num_bytes = 0
 
 
 def open_blobs(database: Database, place: Path | str, commits: Commits | None = None) -> Blobs:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from kleinbild.core.jobs import ImageWork, Job, JobEvent
-from kleinbild.gateway.events import NO_PROGRESS, NUM_RECENT, NUM_WAITING, EventHub, LaggardError
+from kleinbild.gateway.events import NO_PROGRESS, NUM_RECENT, NUM_WAITING, RECENT_BYTES, EventHub, LaggardError
 from kleinbild.storage import jobs
 from kleinbild.storage.database import Database
 
@@ -108,6 +108,16 @@ async def test_a_slow_listener_is_left_behind_and_others_are_not(database: Datab
         with pytest.raises(LaggardError):
             await slow.next()
     assert len(hub._recent) == NUM_RECENT
+
+
+async def test_large_previews_are_not_kept_for_long(database: Database) -> None:
+    hub, one, png = EventHub(database), await job(database), b"p" * (RECENT_BYTES // 4)
+    for number in range(20):
+        hub.publish(hub.new(one, "job.preview", step=number, png=png), recorded=False)
+        hub.publish(hub.new(one, "job.step", step=number), recorded=False)
+    kept = [event.data["step"] for event in hub._recent if event.type == "job.preview"]
+    assert kept == [16, 17, 18, 19]
+    assert sum(len(event.data.get("png", b"")) for event in hub._recent) <= RECENT_BYTES
 
 
 async def test_when_the_server_stops_streams_end_and_waiting_requests_do_not(database: Database) -> None:

@@ -292,3 +292,93 @@ def test_the_limits_hold_for_what_is_only_measured():
         measure(file, limits=PictureLimits(max_pixels=1000))
     with pytest.raises(PictureError, match="MB"):
         measure(file, limits=PictureLimits(max_bytes=len(file) - 1))
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def plain(rows, *, header=(48, 32, 8, 2, 0, 0, 0), more=b"", after=b""):
+    """A PNG of those rows, of zeros unless told otherwise, as some other program writes it."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", *header))
+    return b"\x89PNG\r\n\x1a\n" + head + more + chunk(b"IDAT", zlib.compress(rows) + after) + chunk(b"IEND", b"")
+
+
+ROWS = bytes(32 * (1 + 48 * 3))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_a_plain_png_keeps_its_compressed_pixels(mode):
+    image = picture().convert(mode) if mode != "I;16" else Image.new(mode, (48, 32), 300)
+    file = encoded(image, "PNG")
+    cleaned = clean(file)
+    assert zlib_data(cleaned) == zlib_data(file)
+    assert np.array_equal(np.asarray(opened(cleaned)), np.asarray(opened(file)))
+    assert clean(cleaned) == cleaned
+
+
+def zlib_data(file):
+    found, position = [], 8
+    while position < len(file):
+        length, kind = struct.unpack_from(">I4s", file, position)
+        found += [file[position + 8 : position + 8 + length]] if kind == b"IDAT" else []
+        position += 12 + length
+    return b"".join(found)
+
+
+def test_a_palette_and_its_transparency_are_kept():
+    image = picture().convert("P")
+    file = encoded(image, "PNG", transparency=3)
+    assert np.array_equal(pixels(clean(file)), pixels(file))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        plain(ROWS, more=chunk(b"gAMA", struct.pack(">I", 45455)) + chunk(b"tIME", bytes(7))),
+        plain(ROWS, more=chunk(b"seCr", SECRET)),
+        plain(ROWS, more=chunk(b"tEXt", b"Comment\0" + SECRET)),
+        plain(ROWS, after=SECRET),
+        plain(ROWS + SECRET),
+        plain(ROWS, more=chunk(b"PLTE", bytes(768)) + chunk(b"tRNS", SECRET * 20)),
+    ],
+    ids=["colours", "private", "text", "after the pixels", "more rows", "too long"],
+)
+def test_nothing_but_pixels_is_left_of_a_png_wherever_else_something_stood(file):
+    try:
+        cleaned = clean(file)
+    except PictureError:
+        return
+    assert SECRET not in cleaned
+    assert SECRET not in zlib.decompress(zlib_data(cleaned))
+    assert {b"gAMA", b"tIME", b"seCr", b"tEXt"}.isdisjoint(cleaned[place : place + 4] for place in range(len(cleaned)))
+    assert np.array_equal(pixels(cleaned, "RGB"), np.zeros((32, 48, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        plain(ROWS[:-200]),
+        plain(b"\x07" + ROWS[1:]),
+        plain(ROWS)[:-40],
+        plain(ROWS, header=(48, 32, 8, 3, 0, 0, 0)),
+        plain(ROWS, header=(48, 32, 8, 2, 0, 0, 1)),
+    ],
+    ids=["rows missing", "no such filter", "cut short", "no palette", "interlaced"],
+)
+def test_what_is_not_a_whole_png_is_not_taken_for_one(file):
+    try:
+        cleaned = clean(file)
+    except PictureError:
+        return
+    opened(cleaned)  # what Pillow makes of it, written anew
+    assert zlib_data(cleaned) != zlib_data(file)
+
+
+@pytest.mark.parametrize("options", [{"exif": exif_with(6)}, {"save_all": True, "append_images": [picture()]}])
+def test_a_png_that_is_not_plain_is_written_anew(options):
+    file = encoded(picture(), "PNG", **options)
+    cleaned = clean(file)
+    assert b"acTL" not in cleaned
+    assert not opened(cleaned).getexif()
+    assert opened(cleaned).size == ((32, 48) if "exif" in options else (48, 32))

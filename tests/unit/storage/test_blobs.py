@@ -18,7 +18,7 @@ import pytest
 from obstore.store import LocalStore
 from sqlalchemy import insert, select
 
-from kleinbild.storage.blobs import CHUNK, Blobs, MissingBlobError, key_of, open_blobs
+from kleinbild.storage.blobs import CHUNK, LATEST_BYTES, Blobs, MissingBlobError, key_of, open_blobs
 from kleinbild.storage.database import Database, open_database, sqlite_url
 from kleinbild.storage.schema import blobs as rows
 from kleinbild.storage.schema import files
@@ -95,6 +95,27 @@ async def test_only_what_has_expired_is_collected(blobs: Blobs, tmp_path: Path) 
     assert [await is_kept(blobs, sha256) for sha256 in (old, new, kept)] == [False, True, True]
     assert not (tmp_path / "blobs" / key_of(old)).exists()
     assert await blobs.collect(20) == 0
+
+
+async def test_what_was_put_last_is_given_once_from_memory_and_not_for_long(blobs: Blobs, tmp_path: Path) -> None:
+    first, second = [await blobs.put(data, PNG, 10) for data in (b"first", b"second")]
+    for sha256 in (first, second):
+        (tmp_path / "blobs" / key_of(sha256)).unlink()
+    assert await blobs.get(first) == b"first"
+    with pytest.raises(MissingBlobError):
+        await blobs.get(first)
+    blobs.forget_latest()
+    with pytest.raises(MissingBlobError):
+        await blobs.get(second)
+
+
+async def test_not_much_is_kept_in_memory(blobs: Blobs, tmp_path: Path) -> None:
+    put = [await blobs.put(bytes([number]) * (LATEST_BYTES // 2), PNG, 10) for number in range(3)]
+    for sha256 in put:
+        (tmp_path / "blobs" / key_of(sha256)).unlink()
+    with pytest.raises(MissingBlobError):
+        await blobs.get(put[0])
+    assert [len(await blobs.get(sha256)) for sha256 in put[1:]] == [LATEST_BYTES // 2] * 2
 
 
 async def test_what_a_file_refers_to_is_not_collected(blobs: Blobs, database: Database) -> None:
@@ -181,7 +202,7 @@ async def test_puts_and_collections_at_once_lose_nothing(blobs: Blobs) -> None:
 CRASHER = """
 import asyncio, sys, time
 from pathlib import Path
-from kleinbild.storage.blobs import open_blobs
+from kleinbild.storage.blobs import LATEST_BYTES, open_blobs
 from kleinbild.storage.database import open_database, sqlite_url
 
 async def main(folder):

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from kleinbild.storage.commits import LATER_SECONDS, Change, Commits, Run
 from kleinbild.storage.database import Database
 
+pytestmark = pytest.mark.anyio
 ADD = "INSERT INTO blobs (sha256, bytes, media_type, created_at) VALUES (:name, 1, 'image/png', 0)"
 
 

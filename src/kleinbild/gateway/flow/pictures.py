@@ -89,9 +89,10 @@ async def _keep(services: Services, file: bytes, name: str) -> PictureRef:
     limits = PictureLimits(int(settings.limits.max_image_mb * 1e6), int(settings.limits.max_image_megapixels * 1e6))
     cleaned = await asyncio.to_thread(clean, file, name or "the picture", limits)
     media_type = MEDIA_TYPES["jpeg" if sniff(cleaned) == "JPEG" else "png"]
-    original, _ = await asyncio.to_thread(measured, file)
     expires_at = time.time() + settings.storage.upload_hours * HOUR
-    return PictureRef(await services.blobs.put(cleaned, media_type, expires_at), name[-MAX_NAME:], original)
+    sha256 = await services.blobs.put(cleaned, media_type, expires_at)
+    original = sha256 if cleaned is file else (await asyncio.to_thread(measured, file))[0]
+    return PictureRef(sha256, name[-MAX_NAME:], original)
 
 
 def _data_of(url: str) -> tuple[bytes, str]:
