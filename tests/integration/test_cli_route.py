@@ -121,7 +121,7 @@ def test_a_decision_is_explained_by_its_id_or_its_jobs(told: Callable[..., str],
     ("arguments", "message"),
     [
         (["explain", "dec_none"], "there is no decision 'dec_none'"),
-        (["replay", "--policy", "cheapest"], "--policy 'cheapest': no policy"),
+        (["replay", "--policy", "cheapest"], "--policy 'cheapest': 'cheapest' is no policy"),
         (["replay", "--since", "soon"], "--since 'soon': not a time"),
     ],
 )

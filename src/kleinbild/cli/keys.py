@@ -134,7 +134,8 @@ def create(
         typer.Option(
             metavar="POLICY",
             parser=options.read_policy,
-            help="How its requests are routed: balanced, cost, latency or quality. Default: the parent's, else the server's.",
+            help="How its requests are routed: balanced, cost, latency, quality, or weights such as cost=0.7,quality=0.3. "
+            "Default: the parent's, its project's, or the server's.",
         ),
     ] = None,
     data: Data = None,

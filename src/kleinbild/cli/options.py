@@ -19,7 +19,6 @@ from kleinbild.core.requests import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
 from kleinbild.core.sizes import Size, parse_aspect, parse_size
 
 MAX_PICTURES = 1000
-POLICIES = ("cost", "latency", "quality", "balanced")
 SECONDS = {"m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 YEAR_S = 366 * SECONDS["d"]
 
@@ -45,9 +44,18 @@ def span(name: str, text: str) -> int:
 
 
 def read_policy(text: str) -> str:
-    if text not in POLICIES:
-        raise RequestError(f"--policy {text!r}: no policy", f"use {', '.join(POLICIES)}")
-    return text
+    """A name, or weights: `cost=0.7,quality=0.3`."""
+    from kleinbild.gateway.routing.policy import policy_text
+
+    try:
+        if "=" not in text:
+            return policy_text(text)
+        pairs = [part.partition("=") for part in text.split(",")]
+        return policy_text({name.strip(): float(weight) for name, _, weight in pairs})
+    except ValueError:
+        raise RequestError(f"--policy {text!r}: no weights", "write cost=0.7,quality=0.3") from None
+    except RequestError as error:
+        raise RequestError(f"--policy {text!r}: {error.message}", error.hint) from None
 
 
 def read_seed(text: str) -> int:

@@ -39,7 +39,7 @@ def replay(
         typer.Option(
             metavar="POLICY",
             parser=options.read_policy,
-            help="cost, latency, quality or balanced. Default: cost.",
+            help="cost, latency, quality, balanced, or weights such as cost=0.7,quality=0.3. Default: cost.",
         ),
     ] = None,
     since: Annotated[

@@ -10,20 +10,49 @@ file: an entry names the variable of the environment that holds one.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from kleinbild.core.callers import Limits, Role
 from kleinbild.core.deployments import ProviderKind
 from kleinbild.core.errors import RequestError
 from kleinbild.core.jobs import Task
 from kleinbild.core.money import dollars
+from kleinbild.gateway.routing.policy import PARTS, POLICIES, policy_text
 
-Policy = Literal["balanced", "cost", "latency", "quality"]
+
+def _policy(value: object) -> str:
+    if not isinstance(value, str | Mapping):
+        raise ValueError(f"it is {', '.join(sorted(POLICIES))}, or weights of {', '.join(PARTS)}")
+    try:
+        return policy_text(value)
+    except RequestError as error:
+        raise ValueError(f"{error.message}; {error.hint}") from error
+
+
+Policy = Annotated[
+    str,
+    BeforeValidator(_policy),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": sorted(POLICIES)},
+                {
+                    "type": "object",
+                    "properties": {part: {"type": "number", "minimum": 0} for part in PARTS},
+                    "additionalProperties": False,
+                    "minProperties": 1,
+                },
+            ]
+        }
+    ),
+]
+"""What `routing.policy.read_policy` reads: a name, or weights, which are kept as JSON."""
 USUAL_KEY_VARIABLES: dict[ProviderKind, str] = {
     "openai": "OPENAI_API_KEY",
     "bfl": "BFL_API_KEY",
@@ -227,7 +256,16 @@ class KeySettings(Section):
     routes: tuple[str, ...] | None = Field(None, description="what it may call, such as /v1/images; default: all")
     limits: KeyLimits = Field(KeyLimits(), description="how much it may ask for")  # type: ignore[call-arg]
     budget: KeyBudget | None = Field(None, description="how much it may spend")
-    policy: Policy | None = Field(None, description="how its requests are routed; default: routing.policy")
+    policy: Policy | None = Field(
+        None, description="how its requests are routed; default: its project's, or routing.policy"
+    )
+
+
+class ProjectSettings(Section):
+    """What holds for all keys of a project that have nothing of their own."""
+
+    name: Name = Field(description="the project, as keys name it")
+    policy: Policy = Field(description="how its requests are routed")
 
 
 class BudgetSettings(KeyBudget):
@@ -320,6 +358,7 @@ class Lists(Section):
     deployments: tuple[DeploymentSettings, ...] = ()
     aliases: tuple[AliasSettings, ...] = ()
     keys: tuple[KeySettings, ...] = ()
+    projects: tuple[ProjectSettings, ...] = ()
     budgets: tuple[BudgetSettings, ...] = ()
     rules: tuple[RuleSettings, ...] = ()
 
@@ -329,6 +368,7 @@ ARRAYS: dict[str, type[Section]] = {
     "deployments": DeploymentSettings,
     "aliases": AliasSettings,
     "keys": KeySettings,
+    "projects": ProjectSettings,
     "budgets": BudgetSettings,
     "rules": RuleSettings,
 }

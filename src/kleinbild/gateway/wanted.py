@@ -29,6 +29,7 @@ Body = TypeVar("Body", bound=BaseModel)
 MAX_PROMPT = 32_000
 MAX_MODEL = 256  # it is kept, in a warning, where another stands in
 MAX_REFERENCES = 16
+MAX_PINS = 32
 MAX_SECONDS = 3600
 DRAWN_SEEDS = 2**32  # as the engine draws them: short enough to read aloud
 NOWHERE = ("style", "complexity", "frame_count", "frame_duration_ms")
@@ -102,7 +103,7 @@ class Wanted(BaseModel):
     `seed` on they are ours.
 
     `keep`: the job goes on if the client goes away. `cache_references`: see `core.requests.PictureRequest`. From `policy` on
-    they say where the pictures may be made: for at most `max_price` US dollars, all attempts together, in at most
+    they say where the pictures may be made: at the deployments that `pins` names, in that order; for at most `max_price` US dollars, all attempts together, in at most
     `max_seconds`, with `local_only` on this machine alone.
     """
 
@@ -139,6 +140,7 @@ class Wanted(BaseModel):
     keep: Flag = False
 
     policy: Policy | None = None
+    pins: tuple[str, ...] = Field((), max_length=MAX_PINS)
     max_price: Money | None = None
     max_seconds: Number | None = Field(None, gt=0, le=MAX_SECONDS)
     min_quality: Number | None = Field(None, ge=0, le=1)

@@ -142,7 +142,7 @@ def test_what_may_be_paid_twice_stands_instead_of_on_unknown() -> None:
         ("[[server]]\nport = 1\n", "server is a section", "write [server]"),
         ('[[deployment]]\nname = "a"\n', "unknown list 'deployment' (kleinbild.toml)", "did you mean deployments?"),
         ("[engine]\nmodels = []\n", "engine.models is wrong: it is empty and there are no [[deployments]]", ""),
-        ('[routing]\npolicy = "luck"\n', "routing.policy is wrong: Input should be 'balanced'", ""),
+        ('[routing]\npolicy = "luck"\n', "routing.policy is wrong: 'luck' is no policy", ""),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_its_place_and_what_is_allowed(text: str, said: str, hint: str) -> None:

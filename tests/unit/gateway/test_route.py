@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
+from kleinbild.core.callers import LOCAL
 from kleinbild.gateway.deployments import Alias
 from kleinbild.gateway.errors import ApiError
-from kleinbild.gateway.flow.route import model_of, wish_of
+from kleinbild.gateway.flow.route import model_of, policy_of, wish_of
+from kleinbild.gateway.settings import Settings
 from kleinbild.gateway.wanted import Pictures, Wanted, read
 from tests.unit.gateway import fleets
 
@@ -40,3 +45,37 @@ def test_only_what_was_said_can_be_lost() -> None:
     assert wish_of(read(Wanted, usual), Pictures()).given == {}
     said = {"prompt": "a fox", "size": "512x512", "seed": 5, "steps": 8, "background": "transparent"}
     assert set(wish_of(read(Wanted, said), Pictures()).given) == {"size", "seed", "steps", "background"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "key", "project", "expected"),
+    [
+        ({"policy": {"cost": 1, "quality": 3}}, "latency", "acme", ("weights", 0.25, "request")),
+        ({"policy": "quality"}, "latency", "acme", ("quality", 0.0, "request")),
+        ({}, "latency", "acme", ("latency", 0.0, "key")),
+        ({}, '{"cost": 2, "latency": 2}', "acme", ("weights", 0.5, "key")),
+        ({}, None, "acme", ("weights", 0.7, "project")),
+        ({}, None, "other", ("cost", 1.0, "server")),
+    ],
+)
+def test_a_policy_is_the_requests_the_keys_the_projects_or_the_servers(
+    asked: dict[str, object], key: str | None, project: str, expected: tuple[str, float, str]
+) -> None:
+    projects = [{"name": "acme", "policy": {"cost": 0.7, "quality": 0.3}}]
+    services = SimpleNamespace(settings=Settings.model_validate({"projects": projects, "routing": {"policy": "cost"}}))
+    wish = wish_of(read(Wanted, {"prompt": "a fox", **asked}), Pictures())
+    policy, source = policy_of(services, replace(LOCAL, policy=key, project=project), wish)  # type: ignore[arg-type]
+    assert (policy.name, policy.cost, source) == expected
+
+
+@pytest.mark.parametrize("policy", ["luck", {}, {"luck": 1}, {"cost": -1}, 7, "{"])
+def test_what_is_no_policy_is_400_and_names_the_field(policy: object) -> None:
+    with pytest.raises(ApiError) as refused:
+        read(Wanted, {"prompt": "a fox", "policy": policy})
+    assert (refused.value.status, refused.value.param) == (400, "policy")
+
+
+def test_pins_are_part_of_what_is_asked_for() -> None:
+    wish = wish_of(read(Wanted, {"prompt": "a fox", "pins": ["b", "a"]}), Pictures())
+    assert wish.pins == ("b", "a")
+    assert wish.identity != wish_of(read(Wanted, {"prompt": "a fox"}), Pictures()).identity

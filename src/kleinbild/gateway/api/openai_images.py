@@ -97,7 +97,7 @@ async def read_form_as(kind: type[Wanted], request: Request, caller: Caller) -> 
                 files.append((name, value))
             elif name in FILE_FIELDS:
                 raise ApiError(400, f"{name!r} must be a file", code="invalid_value", param=name)
-            elif name.removesuffix("[]") in ("references", "adapters"):
+            elif name.removesuffix("[]") in ("references", "adapters", "pins"):
                 values.setdefault(name.removesuffix("[]"), []).append(value)
             elif name in values:
                 raise ApiError(400, f"{name!r} was given twice; give it once", code="invalid_value", param=name)

@@ -41,6 +41,7 @@ class Wish:
     """What a request says about where it may go. `given` are the fields that not every place honours, as they were given."""
 
     policy: str | None = None
+    pins: tuple[str, ...] = ()
     max_price: Decimal | None = None
     max_seconds: float | None = None
     min_quality: float | None = None
@@ -55,6 +56,7 @@ class Wish:
         """What of it makes a request another one, for idempotency."""
         return (
             self.policy,
+            self.pins,
             self.max_price,
             self.max_seconds,
             self.min_quality,
@@ -76,6 +78,7 @@ class Routed:
 def wish_of(wanted: Wanted, pictures: Pictures) -> Wish:
     return Wish(
         wanted.policy,
+        wanted.pins,
         wanted.max_price,
         wanted.max_seconds,
         wanted.min_quality,
@@ -132,7 +135,7 @@ def decision_id(job_id: str) -> str:
 
 
 async def _asked(services: Services, caller: Caller, wish: Wish, work: ImageWork, inputs: Inputs) -> Asked:
-    policy, source = _policy(services, caller, wish)
+    policy, source = policy_of(services, caller, wish)
     return Asked(
         model=work.model,
         task=work.task,
@@ -148,6 +151,7 @@ async def _asked(services: Services, caller: Caller, wish: Wish, work: ImageWork
         min_quality=wish.min_quality,
         region=wish.region,
         on_machine=wish.local_only,
+        pins=wish.pins,
         allow_unknown_price=services.settings.routing.unknown_price_reserve is not None,
         key=caller.id,
         project=caller.project,
@@ -155,10 +159,12 @@ async def _asked(services: Services, caller: Caller, wish: Wish, work: ImageWork
     )
 
 
-def _policy(services: Services, caller: Caller, wish: Wish) -> tuple[Policy, str]:
+def policy_of(services: Services, caller: Caller, wish: Wish) -> tuple[Policy, str]:
+    """By what places are chosen, and whose word that is."""
     for name, source in (
         (wish.policy, "request"),
         (caller.policy, "key"),
+        (next((each.policy for each in services.settings.projects if each.name == caller.project), None), "project"),
         (services.settings.routing.policy, "server"),
     ):
         if name is not None:

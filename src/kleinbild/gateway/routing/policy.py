@@ -6,6 +6,7 @@ on nobody else's, so that another place, however bad or far off, never changes t
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,8 +50,20 @@ BALANCED = Policy("balanced", cost=0.4, latency=0.3, quality=0.3)
 POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (COST, LATENCY, QUALITY, BALANCED)}
 
 
+def policy_text(given: str | Mapping[str, object]) -> str:
+    """What `read_policy` reads, in one line: a name, or weights as JSON. Raises RequestError for what it does not."""
+    read_policy(given)
+    return given if isinstance(given, str) else json.dumps(dict(given))
+
+
 def read_policy(given: str | Mapping[str, object]) -> Policy:
-    """A policy by its name, or weights such as {"cost": 0.5, "latency": 0.3, "quality": 0.2}, of any sum above 0."""
+    """A policy by its name, or weights such as {"cost": 0.5, "latency": 0.3, "quality": 0.2}, of any sum above 0; those may
+    be JSON, too. Raises RequestError."""
+    if isinstance(given, str) and given.startswith("{"):
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise RequestError(f"the weights {given!r} are no JSON", 'write {"cost": 0.5, "latency": 0.5}') from error
     if isinstance(given, str):
         if given not in POLICIES:
             raise RequestError(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kleinbild.core.errors import RequestError
-from kleinbild.gateway.routing.policy import POLICIES, read_policy
+from kleinbild.gateway.routing.policy import POLICIES, policy_text, read_policy
 
 
 def test_policies_have_names() -> None:
@@ -45,3 +45,17 @@ def test_what_is_no_policy_is_told_in_words(given: Any, told: str) -> None:
 def test_a_policy_without_a_weight_for_quality_does_not_look_at_it() -> None:
     policy = read_policy({"cost": 0.5, "latency": 0.5})
     assert policy.score(None, 1.0, 1.0, 0.1) == policy.score(None, 1.0, 1.0, 0.9)
+
+
+@pytest.mark.parametrize("given", ["cost", {"cost": 5, "latency": 0.1}, '{"quality": 1}'])
+def test_a_policy_has_one_line_that_reads_as_the_same(given: Any) -> None:
+    text = policy_text(given)
+    assert "\n" not in text
+    assert len(text) <= 128  # what a key's row has room for
+    assert read_policy(text) == read_policy(given)
+
+
+@pytest.mark.parametrize("given", ["{", '{"cost": 0}', '{"luck": 1}', "[1]"])
+def test_what_is_no_line_of_a_policy_is_told_in_words(given: str) -> None:
+    with pytest.raises(RequestError):
+        policy_text(given)
