@@ -1,8 +1,8 @@
 """Small changes that many tasks make at the same time: on SQLite in one transaction, on PostgreSQL in one each.
 
 SQLite has one writer, and what a commit costs is the wait for the disk. So whoever comes while one transaction is under
-way waits for the next, which is of all who wait: each change in a savepoint of its own, so that one that fails leaves no
-trace and the others be. They are told once it is committed. All of a transaction runs in one thread, in one go.
+way waits for the next, which is of all who wait. If a change fails, all of them are made once more, each in a savepoint of its
+own: it leaves no trace, and the others be. They are told once it is committed. All of a transaction runs in one thread, in one go.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Found(Protocol):
 Run = Callable[[str, Parameters], Found]
 """Runs one statement, in the words that both databases know, with parameters as `:name`."""
 Change = Callable[[Run], T]
+"""Made in the database alone, as it may be made twice."""
 After = Callable[[T], object]
 
 
@@ -141,15 +142,25 @@ def _made(asked: Sequence[_Asked], connection: sqlite3.Connection) -> list[Any]:
     """What each gives, of one transaction; in place of what failed, the error."""
     durable = any(each.durable for each in asked)
     connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+    try:
+        outcomes = _committed(connection, lambda: [each.change(connection.execute) for each in asked])
+    except Exception:
+        if len(asked) == 1:
+            raise
+        outcomes = _committed(connection, lambda: [_kept(connection, each.change) for each in asked])
+    return [_followed(each, outcome) for each, outcome in zip(asked, outcomes, strict=True)]
+
+
+def _committed(connection: sqlite3.Connection, work: Callable[[], T]) -> T:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        outcomes = [_kept(connection, each.change) for each in asked]
+        outcome = work()
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    return [_followed(each, outcome) for each, outcome in zip(asked, outcomes, strict=True)]
+    return outcome
 
 
 def _followed(asked: _Asked, outcome: Any) -> Any:

@@ -169,15 +169,17 @@ def order_for(
     else:
         work, warnings = work_anywhere(wanted, pictures, model)
     about = {**({"user": wanted.user} if wanted.user else {}), **(metadata or {})}
-    answer = (wanted.stream, wanted.response_format)
+    answer, key = (wanted.stream, wanted.response_format), request.headers.get("idempotency-key")
     return Order(
         job_id=new_id("job"),
         caller=caller,
         work=work,
         warnings=(*about_model, *warnings),
         wish=wish,
-        key=request.headers.get("idempotency-key"),
-        fingerprint=fingerprint(
+        key=key,
+        fingerprint=""
+        if key is None
+        else fingerprint(
             request.url.path,
             work,
             *answer,
