@@ -52,6 +52,11 @@ class Commits:
         self._committing = False
         self._later: asyncio.TimerHandle | None = None
 
+    @property
+    def in_order(self) -> bool:
+        """Whether what is begun first is committed first, or together: on SQLite."""
+        return self._straight is not None
+
     async def make(self, change: Change[T], *, durable: bool = True, after: After[T] | None = None) -> T:
         """What `change` gives, once it is committed, or raises, and then nothing of it is kept. `after` is done with it right
         after that, in a thread; what that raises is raised, too."""
@@ -60,8 +65,8 @@ class Commits:
     def begin(
         self, change: Change[T], *, durable: bool = True, alone: bool = True, after: After[T] | None = None
     ) -> asyncio.Future[T]:
-        """`make` for whoever wants to know what came of it, even if he is cancelled. What is begun first is committed first,
-        or together.
+        """`make` for whoever wants to know what came of it, even if he is cancelled. On SQLite, what is begun
+        first is committed first, or together.
 
         Unless it is `durable`, a commit survives the death of this process at once, and that of the machine a little later:
         SQLite does not wait for the disk. (PostgreSQL waits, as it is set up to.) With `alone` False it waits for the next

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from kleinbild.storage import budgets
 from kleinbild.storage.blobs import open_blobs
 from kleinbild.storage.commits import MAX_TOGETHER
-from kleinbild.storage.database import Database, open_database, sqlite_url
+from kleinbild.storage.database import Database, Straight, open_database, sqlite_url
 from kleinbild.storage.ledger import Alert, AttemptError, BudgetError, Entry, Ledger
 from kleinbild.storage.retention import MONEY_SECONDS, sweep
 from tests.unit.storage.money import NOON, Clock, a_budget, an_attempt, left, put, standing
@@ -291,13 +291,15 @@ async def test_an_error_of_the_database_is_everybodys_and_not_for_long(tmp_path:
 
 
 async def test_all_who_wait_for_a_database_that_cannot_be_opened_are_told(tmp_path: Path) -> None:
-    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/nowhere/kleinbild.db")
-    ledger = Ledger(Database(engine, engine))
+    path = f"{tmp_path}/nowhere/kleinbild.db"
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    database = Database(engine, engine, Straight(path))
+    ledger = Ledger(database)
     asked = [ledger.reserve(an_attempt(f"att_{number}"), ()) for number in range(3)]
     outcomes = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
     assert ["unable to open" in str(outcome) for outcome in outcomes] == [True] * 3
     await ledger.drain()
-    await engine.dispose()
+    await database.close()
 
 
 async def test_more_than_go_into_one_transaction_go_into_several(tmp_path: Path) -> None:

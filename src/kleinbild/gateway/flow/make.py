@@ -135,7 +135,7 @@ async def _pictures(services: Services, job: Job, *, fresh: bool, booked: bool) 
         outcome = _outcome_of("failed", chain.made, job_error(error))
     else:
         outcome = _outcome_of("completed", chain.made)
-    if booked and chain.made.booked:
+    if chain.made.booked and (booked or not services.commits.in_order):
         services.commits.flush()
         await asyncio.wait(chain.made.booked)
     return outcome
