@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,34 @@ async def test_a_job_whose_workflow_has_ended_without_it_is_made_after_the_next_
             await until_workflow("job_a", "ERROR")
     async with open_services(settings(tmp_path)) as services:
         assert (await ended(services, "job_a")).status == "completed"
+
+
+async def test_what_was_begun_beside_a_job_that_was_made_is_taken_up_with_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a second call that was slower, of a server that ended between the first one's pictures and the job's end."""
+    reached = asyncio.Event()
+
+    async def never(*_):
+        reached.set()
+        await asyncio.Event().wait()
+
+    async with open_services(settings(tmp_path)) as services:
+        with monkeypatch.context() as ending:
+            ending.setattr(make, "finish", never)
+            await submit(services, Order("job_a", LOCAL, WORK))
+            await reached.wait()
+        (made,) = await services.ledger.of_job("job_a")
+        slower = replace(made.attempt, id="att_slower", kind="openai", provider="a", deployment="a", number=2)
+        await services.ledger.reserve(slower, ())
+    async with open_services(settings(tmp_path)) as services:
+        assert (await ended(services, "job_a")).status == "completed"
+        async with asyncio.timeout(10):
+            while True:
+                entry = await services.ledger.find("att_slower")
+                if entry is not None and entry.state == "unknown":
+                    break
+                await asyncio.sleep(0.05)
 
 
 async def test_workflows_that_ended_long_ago_are_forgotten_and_their_jobs_are_not(tmp_path: Path) -> None:

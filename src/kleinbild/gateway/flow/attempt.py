@@ -143,6 +143,14 @@ class Attempts:
             except Exception:
                 log.exception("the attempt %s could not be taken up", entry.attempt.id)
 
+    async def take_up_rest(self, job_id: str) -> None:
+        """Of a job that has ended: what another process began, and its chain did not take up. Killed after the pictures and
+        before the job's end, a server does the end alone once more."""
+        nothing = ImageWork("image.generate", "", "", seed=0)
+        for entry in await self._ledger.of_job(job_id):
+            if not entry.has_ended and entry.attempt.id not in self._running:
+                await self.take_up(entry, nothing, Inputs())
+
     async def give_up_unknown(self, before: float, now: float) -> None:
         """Books what has been unknown since before that time as charged: nobody will tell otherwise any more, and a ceiling
         must hold. What nobody follows, for whatever reason, becomes unknown."""

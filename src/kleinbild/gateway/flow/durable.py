@@ -46,7 +46,9 @@ async def _make(job_id: str) -> dict[str, Any]:
 
 
 async def _finish(job_id: str, outcome: dict[str, Any]) -> None:
-    await steps.finish(_services[-1], job_id, jobs.outcome_of(outcome))
+    services = _services[-1]
+    await steps.finish(services, job_id, jobs.outcome_of(outcome))
+    await services.attempts.take_up_rest(job_id)
 
 
 @DBOS.workflow(name="delivery", max_recovery_attempts=MAX_RECOVERIES)
