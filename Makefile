@@ -6,6 +6,7 @@
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -18,8 +19,10 @@ help:  ## list the commands
 demo: $(VENV)/.all  ## pictures from three prompts, an edit and a composition, into out/
 	$(BIN)/python examples/demo.py
 
+# Two at a time, and then alone those that measure time or want all cores; a failure of the first ends it.
 test: $(VENV)/.dev  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not alone'
+	$(BIN)/python -m pytest -m alone
 
 check: $(VENV)/.dev  ## format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -16,6 +16,7 @@ from PIL import Image
 from kleinbild.gateway.serve import allow_many_connections
 from tests.server import serving
 
+pytestmark = pytest.mark.alone
 NUM_CLIENTS = 1000
 MAX_QUEUE = 24
 BODY = {"prompt": "a fox on a mint background", "size": "64x64", "steps": 1}

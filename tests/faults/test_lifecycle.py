@@ -16,6 +16,7 @@ import pytest
 
 from tests.server import START_S, log_of, ready, serving, start
 
+pytestmark = pytest.mark.alone
 PROMPT = "a fox on a mint background"
 
 

@@ -168,6 +168,7 @@ def test_what_the_server_says_is_wrong_has_its_exit_code(server: Contract, capsy
     assert run(["a fox", "--server", server.url]) == 6
 
 
+@pytest.mark.alone
 def test_a_file_that_a_killed_server_left_costs_nothing(tmp_path: Path) -> None:
     running.announce(free_url())
     begun = time.perf_counter()

@@ -192,6 +192,7 @@ def test_what_is_wrong_has_the_same_exit_code_as_here(url: str, capsys: pytest.C
     assert capsys.readouterr().err.count(f"the server at {url} makes it") == 3
 
 
+@pytest.mark.alone
 def test_it_is_quick(url: str, home: Path) -> None:
     """The whole command, from a shell: most of it is Python's start."""
     assert url

@@ -315,6 +315,7 @@ def test_errors_name_the_picture() -> None:
         prepare_reference(encoded(Image.new("RGB", (64, 640))), "reference 2 (b.png)", NANO)
 
 
+@pytest.mark.alone
 def test_a_hundred_megapixels_that_pack_to_nothing_are_not_decoded() -> None:
     file = png(100_000, 1_000, depth=1, colour_type=0, data=bytes(12_501 * 1_000))
     assert len(file) < 100_000

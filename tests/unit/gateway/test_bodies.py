@@ -315,6 +315,7 @@ LARGE = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", LARGE)
 async def test_twenty_megabytes_do_not_hold_up_the_event_loop(kind, tmp_path):
     path = tmp_path / "body"

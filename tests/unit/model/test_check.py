@@ -47,6 +47,7 @@ def official_file(path: Path, *, leave_out: str = "") -> Path:
     return path
 
 
+@pytest.mark.alone
 def test_an_official_file_in_milliseconds(tmp_path: Path) -> None:
     path = official_file(tmp_path / "flux-2-klein-base-4b.safetensors")
     start = time.perf_counter()

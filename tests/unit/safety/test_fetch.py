@@ -234,6 +234,7 @@ async def silence(writer):
     await asyncio.sleep(60)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("answer", [drip, drip_headers, silence])
 async def test_a_slow_server_has_the_whole_time_and_no_more(answer):
     started = time.monotonic()

@@ -84,6 +84,7 @@ async def test_the_head_is_alembics() -> None:
     assert sorted(one.revision for one in script.walk_revisions()) == list(migrations.KNOWN)
 
 
+@pytest.mark.alone
 async def test_opened_again_it_is_as_it_was_and_quick(tmp_path: Path) -> None:
     path = tmp_path / "kleinbild.sqlite"
     await (await open_database(sqlite_url(path))).close()

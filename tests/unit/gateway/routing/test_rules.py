@@ -122,6 +122,7 @@ def test_a_condition_that_fails_does_not_hold_and_is_noted() -> None:
         assert decision.notes == ("rule rule-0 could not be asked: divide by zero",)
 
 
+@pytest.mark.alone
 def test_an_expression_without_end_is_cut_off_and_noted() -> None:
     begun = time.perf_counter()
     decision = by({"exclude": HOG})
