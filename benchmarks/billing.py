@@ -1,16 +1,20 @@
 """Compares the ledger with what providers bill, after requests among faults, fallback, hedging and `kill -9`.
 
-    python benchmarks/billing.py [--requests 100000] [--clients 32] [--kills 20] [--seed 0] [--json]
+    python benchmarks/billing.py [--requests 100000] [--clients 32] [--kills 20] [--gateways 2] [--seed 0] [--json]
 
 Three simulated providers fail in every way; keys have budgets that do not last. In the end attempts of which nobody knew
 are settled by the providers' bills. Then ledger and bills must agree to the nanodollar, no budget may be crossed, no
 attempt may have ended twice, and every job must have ended.
+
+A gateway keeps one core busy, so several run side by side, each with its own ledger and providers, its part of requests
+and kills, and so many clients. Every half minute a line tells how far they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
@@ -21,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -40,21 +45,35 @@ KEYS = ("shop", "shop", "shop", "tight", "tiny")
 """By turns: most requests are of the key whose budget lasts."""
 TRIES = 6
 SETTLE_SECONDS = 30.0
-ENDED = "('done', 'failed_unbilled', 'failed_billed')"
+PROGRESS_SECONDS = 30.0
+COMPARED_AT_ONCE = 32
+"""Parts of a statement: what they book is committed together."""
+ENDS = ("done", "failed_unbilled", "failed_billed")
+ENDED = str(ENDS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--clients", type=int, default=32, help="of each gateway")
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--gateways", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the times of the kills")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(
-            run(Path(folder), arguments.requests, arguments.clients, arguments.kills, random.Random(arguments.seed))
-        )
+        rng = random.Random(arguments.seed)
+        cells = [
+            Cell(Path(folder) / str(number), num_requests, num_kills, rng.randrange(1 << 32))
+            for number, (num_requests, num_kills) in enumerate(
+                zip(
+                    parts(arguments.requests, arguments.gateways),
+                    parts(arguments.kills, arguments.gateways),
+                    strict=True,
+                )
+            )
+        ]
+        found = asyncio.run(run(cells, arguments.clients))
     print(f"{platform.platform()}, {os.cpu_count()} cores")
     for name, value in found.items():
         print(f"{name:32}{value}")
@@ -63,59 +82,155 @@ def main() -> None:
     sys.exit(bool(found["violations"]))
 
 
-async def run(folder: Path, num_requests: int, num_clients: int, num_kills: int, rng: random.Random) -> dict[str, Any]:
-    simulated, gateway = Simulated(PRICES), Gateway(folder / "data")
-    try:
-        simulated.start()
+def parts(total: int, num: int) -> list[int]:
+    """As equal as they can be."""
+    return [total // num + (number < total % num) for number in range(num)]
+
+
+@dataclass(slots=True)
+class Cell:
+    """A gateway, its providers, and the part of requests and kills that it gets."""
+
+    folder: Path
+    num_requests: int
+    num_kills: int
+    seed: int
+    gateway: Gateway = field(init=False)
+    simulated: Simulated = field(default_factory=lambda: Simulated(PRICES))
+    books: Books = field(init=False)
+    answers: Counter[str] = field(default_factory=Counter)
+    num_killed: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.gateway = Gateway(self.folder / "data")
+        self.books = Books(self.gateway, self.simulated)
+
+    async def run(self, num_clients: int) -> dict[str, Any]:
+        try:
+            await self.start()
+            begun = time.monotonic()
+            await ask_under_fire(self, KEYS, num_clients)
+            self.seconds = time.monotonic() - begun
+            await settled(self.gateway)
+            await asyncio.to_thread(self.gateway.stop)
+            bills = {name: self.simulated.bill(name) for name in PRICES}
+            await reconcile(self.gateway.database, bills)
+            return await asyncio.to_thread(compared, self.gateway.database, bills)
+        finally:
+            self.gateway.stop()
+            self.simulated.stop()
+
+    async def start(self) -> None:
+        self.simulated.start()
         for name in PRICES:
             shares: dict[str, Any] = dict.fromkeys(FAULTS, SHARE)
-            simulated.put(name, "faults", {**shares, "hang": {"share": 0.001}})
-        enough = Decimal(num_requests) * Decimal("0.03")
+            self.simulated.put(name, "faults", {**shares, "hang": {"share": 0.001}})
+        enough = Decimal(self.num_requests) * Decimal("0.03")
         budgets = {"shop": str(enough), "tight": str(enough / 40), "tiny": "0.05"}
-        gateway.configure(simulated, budgets, ROUTING)
-        gateway.start()
-        await gateway.wait()
-        begun = time.monotonic()
-        answers = await ask_under_fire(gateway, KEYS, num_requests, num_clients, num_kills, rng)
-        seconds = time.monotonic() - begun
-        await settled(gateway)
-        gateway.stop()
-        bills = {name: simulated.bill(name) for name in PRICES}
-        await reconcile(gateway.database, bills)
-        return {
-            "requests": num_requests,
-            "answers": dict(answers),
-            "seconds": round(seconds, 1),
-            "kills": num_kills,
-            **compared(gateway.database, bills),
-        }
+        self.gateway.configure(self.simulated, budgets, ROUTING)
+        self.gateway.start()
+        await self.gateway.wait()
+
+
+@dataclass(slots=True)
+class Books:
+    """What ledger and bills say of each attempt so far. Only what is new in them is read."""
+
+    gateway: Gateway
+    simulated: Simulated
+    booked: dict[str, int] = field(default_factory=dict)
+    billed: Counter[str] = field(default_factory=Counter)
+    num_attempts: int = 0
+    _last_row: int = 0
+    _num_items: Counter[str] = field(default_factory=Counter)
+
+    def read(self) -> None:
+        """The ledger first: what has ended there is on the bill already."""
+        query = (
+            f"SELECT rowid, attempt_id, ordinal, state, cost_nanos FROM attempt_states WHERE rowid > {self._last_row}"
+        )
+        for row, attempt, ordinal, state, cost in rows(self.gateway.database, query):
+            self._last_row = max(self._last_row, row)
+            self.num_attempts += ordinal == 0
+            if state in ENDS:
+                self.booked[attempt] = cost or 0
+        for name in PRICES:
+            items = self.simulated.bill(name, self._num_items[name])["items"]
+            self._num_items[name] += len(items)
+            for item in items:
+                self.billed[item["client_id"]] += int(Decimal(item["cost"]).scaleb(9))
+
+    @property
+    def drift_nanos(self) -> int:
+        """Of the attempts that have ended."""
+        return sum(abs(cost - self.billed[attempt]) for attempt, cost in self.booked.items())
+
+
+async def run(cells: Sequence[Cell], num_clients: int) -> dict[str, Any]:
+    telling = asyncio.create_task(tell(cells))
+    try:
+        found = await asyncio.gather(*(cell.run(num_clients) for cell in cells))
     finally:
-        gateway.stop()
-        simulated.stop()
+        telling.cancel()
+    seconds = max(cell.seconds for cell in cells)
+    return {
+        "requests": sum(cell.num_requests for cell in cells),
+        "gateways": len(cells),
+        "answers": dict(sum((cell.answers for cell in cells), Counter[str]())),
+        "seconds": round(seconds, 1),
+        "requests_per_second": round(sum(cell.num_requests for cell in cells) / seconds, 1),
+        "kills": sum(cell.num_killed for cell in cells),
+        **together(found),
+    }
 
 
-async def ask_under_fire(
-    gateway: Gateway, keys: Sequence[str], num_requests: int, num_clients: int, num_kills: int, rng: random.Random
-) -> Counter[str]:
-    numbers, answers, num_done = iter(range(num_requests)), Counter[str](), 0
+def together(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of all gateways: what is wrong with one is wrong."""
+    sums = {name: sum(each[name] for each in found) for name, value in found[0].items() if isinstance(value, int)}
+    ends = dict(sum((Counter(each["ends"]) for each in found), Counter[str]()))
+    violations = [f"gateway {number}: {wrong}" for number, each in enumerate(found) for wrong in each["violations"]]
+    return {**sums, "ends": ends, "violations": violations}
+
+
+async def tell(cells: Sequence[Cell]) -> None:
+    """How far they are, now and then."""
+    begun = time.monotonic()
+    while True:
+        await asyncio.sleep(PROGRESS_SECONDS)
+        for cell in cells:
+            with contextlib.suppress(sqlite3.Error, httpx2.TransportError):  # not there yet, or not any more
+                await asyncio.to_thread(cell.books.read)
+        num_done = sum(cell.answers.total() for cell in cells)
+        num_attempts = sum(cell.books.num_attempts for cell in cells)
+        num_killed = sum(cell.num_killed for cell in cells)
+        drift = sum(cell.books.drift_nanos for cell in cells)
+        seconds = time.monotonic() - begun
+        print(
+            f"{seconds:6.0f} s: {num_done} requests ({num_done / seconds:.1f}/s), {num_attempts} attempts, "
+            f"{num_killed} kills; attempts that have ended differ from their bills by {drift} nanodollars",
+            flush=True,
+        )
+
+
+async def ask_under_fire(cell: Cell, keys: Sequence[str], num_clients: int) -> None:
+    gateway, numbers, rng = cell.gateway, iter(range(cell.num_requests)), random.Random(cell.seed)
 
     async def client() -> None:
-        nonlocal num_done
         async with httpx2.AsyncClient(timeout=60.0) as http:
             for number in numbers:
-                answers[await ask(http, gateway, keys[number % len(keys)], number)] += 1
-                num_done += 1
+                cell.answers[await ask(http, gateway, keys[number % len(keys)], number)] += 1
 
     async def killer() -> None:
-        for at in sorted(rng.uniform(0.05, 0.9) for _ in range(num_kills)):
-            while num_done < at * num_requests:  # noqa: ASYNC110 - a count, not an event
+        for at in sorted(rng.uniform(0.05, 0.9) for _ in range(cell.num_kills)):
+            while cell.answers.total() < at * cell.num_requests:  # noqa: ASYNC110 - a count, not an event
                 await asyncio.sleep(0.01)
             gateway.kill()
+            cell.num_killed += 1
             gateway.start()
             await gateway.wait()
 
     await asyncio.gather(killer(), *(client() for _ in range(num_clients)))
-    return answers
 
 
 async def ask(http: httpx2.AsyncClient, gateway: Gateway, key: str, number: int) -> str:
@@ -143,8 +258,10 @@ async def settled(gateway: Gateway) -> None:
         f"SELECT (SELECT COUNT(*) FROM ({_last()}) WHERE state IN ('sending', 'accepted')) + "
         "(SELECT COUNT(*) FROM jobs WHERE status IN ('queued', 'running'))"
     )
-    while time.monotonic() < until and rows(gateway.database, query)[0][0]:  # noqa: ASYNC110 - another process's
+    under_way = await asyncio.to_thread(rows, gateway.database, query)
+    while time.monotonic() < until and under_way[0][0]:
         await asyncio.sleep(0.2)
+        under_way = await asyncio.to_thread(rows, gateway.database, query)
 
 
 async def reconcile(database: Path, bills: dict[str, dict[str, Any]]) -> None:
@@ -159,7 +276,10 @@ async def reconcile(database: Path, bills: dict[str, dict[str, Any]]) -> None:
         named = {name for name, _ in lines}
         query = f"SELECT id FROM ({_last()}) WHERE state = 'unknown' AND provider = '{provider}'"
         lines += [(found, Decimal(0)) for (found,) in rows(database, query) if found not in named]
-        await ledger.reconcile(provider, lines)
+        statements: dict[int, list[tuple[str, Decimal]]] = {}
+        for name, cost in lines:  # all lines of an attempt in one
+            statements.setdefault(hash(name) % COMPARED_AT_ONCE, []).append((name, cost))
+        await asyncio.gather(*(ledger.reconcile(provider, each) for each in statements.values()))
     await ledger.drain()
     await opened.close()
 

@@ -41,8 +41,10 @@ class Simulated:
     def put(self, name: str, what: str, body: dict[str, Any]) -> None:
         httpx2.put(f"{self.url}/_sim/{name}/{what}", json=body).raise_for_status()
 
-    def bill(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = httpx2.get(f"{self.url}/_sim/{name}/bill", timeout=60.0).json()
+    def bill(self, name: str, after: int = 0) -> dict[str, Any]:
+        """Without the first `after` items."""
+        url = f"{self.url}/_sim/{name}/bill"
+        found: dict[str, Any] = httpx2.get(url, params={"after": after}, timeout=60.0).json()
         return found
 
     def stop(self) -> None:

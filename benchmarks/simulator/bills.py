@@ -79,11 +79,11 @@ class Bill:
     def add(self, item: Item) -> None:
         self.items.append(item)
 
-    @property
-    def shown(self) -> dict[str, Any]:
+    def shown(self, after: int = 0) -> dict[str, Any]:
+        """Without the first `after` items, which the sums count all the same."""
         total = sum((item.cost for item in self.items), Decimal(0))
         return {
-            "items": [item.shown for item in self.items],
+            "items": [item.shown for item in self.items[after:]],
             "count": len(self.items),
             "pictures": sum(item.pictures for item in self.items),
             "total": _written(total),

@@ -5,7 +5,7 @@ serves all of them below their names, and `/_sim`.
     PUT  /_sim/{account}/faults     {name: share or {share, billed, …}, …}; all others are gone. ?seed= begins anew
     PUT  /_sim/{account}/speed      {"latency": seconds, "spread": sigma, "honours_keys": bool}
     PUT  /_sim/{account}/outage     {"state": "up" | "down" | "flapping", "up_seconds", "down_seconds"}
-    GET  /_sim/{account}/bill       what it charged
+    GET  /_sim/{account}/bill       what it charged. ?after= leaves out so many of the first items, not their sums
     GET  /_sim/{account}/counts     purchases by what went wrong with them
     POST /_sim/reset                bills, tasks, faults and outages, of all
 """
@@ -178,7 +178,7 @@ async def _changed(listener: Listener, method: str, what: str, request: Request)
     account, body = listener.account, request.json()
     match method, what:
         case "GET", "bill":
-            return told(account.bill.shown)
+            return told(account.bill.shown(int(request.query.get("after", 0))))
         case "GET", "counts":
             return told(account.counts)
         case "PUT", "faults":

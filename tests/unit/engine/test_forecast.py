@@ -21,7 +21,6 @@ PLAN = Plan(Size(512, 512), (), steps=4, guided=False)
 SPEEDS = Speeds(blocks=1e12, text=1e12, decode=1e-6, encode=1e-6, attention=1e-9, moving=1e10)
 
 
-@pytest.mark.alone
 def test_a_forecast_of_nano_is_of_the_right_order() -> None:
     """Other processes may run beside the tests, so a factor of three; `benchmarks/forecast.py` holds it to 30 %."""
     engine = Engine("nano", device="cpu")
