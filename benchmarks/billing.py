@@ -114,7 +114,7 @@ class Cell:
             self.seconds = time.monotonic() - begun
             await settled(self.gateway)
             await asyncio.to_thread(self.gateway.stop)
-            bills = {name: self.simulated.bill(name) for name in PRICES}
+            bills = {name: await asyncio.to_thread(self.simulated.bill, name) for name in PRICES}
             await reconcile(self.gateway.database, bills)
             return await asyncio.to_thread(compared, self.gateway.database, bills)
         finally:

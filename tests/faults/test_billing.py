@@ -30,6 +30,7 @@ def test_the_ledger_is_what_providers_bill() -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["violations"] == []
     assert found["drift_nanos"] == 0
+    assert (found["gateways"], found["kills"]) == (2, 2)
     assert found["attempts"] > 100
     assert found["ends"].keys() == {"done", "failed_unbilled", "failed_billed"}
     assert found["answers"]["200"] > 100
