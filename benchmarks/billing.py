@@ -44,6 +44,8 @@ ROUTING = 'hedge = true\nhedge_share = 0.05\ncall_seconds = 5\non_unknown = "aft
 KEYS = ("shop", "shop", "shop", "tight", "tiny")
 """By turns: most requests are of the key whose budget lasts."""
 TRIES = 6
+UNREACHABLE_SECONDS = 60.0
+"""For which a client asks again while nobody listens: a gateway that was killed is being started."""
 SETTLE_SECONDS = 30.0
 PROGRESS_SECONDS = 30.0
 COMPARED_AT_ONCE = 32
@@ -237,14 +239,14 @@ async def ask(http: httpx2.AsyncClient, gateway: Gateway, key: str, number: int)
     """The last status, with the same key for each try."""
     headers = {"authorization": f"Bearer {SECRET}{key}", "idempotency-key": f"request-{number}"}
     body = {"model": "sketch", "prompt": f"fox {number}", "size": "256x256"}
-    told = "unreachable"
-    for _ in range(TRIES):
+    told, tries, until = "unreachable", 0, time.monotonic() + UNREACHABLE_SECONDS
+    while tries < TRIES and time.monotonic() < until:
         try:
             answer = await http.post(f"{gateway.url}/v1/images/generations", json=body, headers=headers)
         except httpx2.TransportError:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.1)
             continue
-        told = str(answer.status_code)
+        told, tries = str(answer.status_code), tries + 1
         if answer.status_code not in (409, 429, 503):
             break
         await asyncio.sleep(0.2)
