@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -18,7 +18,8 @@ from kleinbild.gateway.flow.circuits import Circuits, Permit
 from kleinbild.gateway.flow.hedging import Hedges
 from kleinbild.gateway.limits.providers import ProviderLimits
 from kleinbild.gateway.routing.asked import AUTO
-from kleinbild.gateway.routing.candidates import Candidate, Standing
+from kleinbild.gateway.routing.candidates import Candidate, Fit, Standing, fit
+from kleinbild.gateway.routing.decision import Decision
 from kleinbild.gateway.routing.predict import Ending, Predictor
 from kleinbild.gateway.routing.rules import Rule
 from kleinbild.providers.base import Provider
@@ -87,13 +88,14 @@ class Fleet:
                     return None
         return None
 
-    def of_now(self, candidates: Iterable[Candidate]) -> list[Candidate]:
-        """As they are configured by now: a decision may be older."""
-        return [
-            replace(each, deployment=self.deployments[each.deployment.name])
-            for each in candidates
-            if each.deployment.name in self.deployments
-        ]
+    def of_now(self, decision: Decision) -> Iterator[Candidate]:
+        """Its candidates as they are configured by now, without those that cannot do it any more: it may be older."""
+        for each in decision.candidates:
+            now = self.deployments.get(each.deployment.name)
+            if now is each.deployment:
+                yield each
+            elif now is not None and isinstance(fits := fit(decision.asked, now), Fit):
+                yield replace(each, deployment=now, losses=fits.losses, fit=fits)
 
     def place(self, deployment: Deployment) -> Hosted:
         return self.places[deployment.provider]

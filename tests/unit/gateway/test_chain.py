@@ -26,7 +26,8 @@ from kleinbild.core.errors import (
     UnsureError,
 )
 from kleinbild.core.jobs import ImageWork, Job
-from kleinbild.core.prices import Measure
+from kleinbild.core.prices import Measure, Price
+from kleinbild.core.sizes import Size
 from kleinbild.gateway.flow.attempt import Attempts
 from kleinbild.gateway.flow.chain import Chain, Made, Terms
 from kleinbild.gateway.flow.circuits import Circuits, Tolerance
@@ -120,9 +121,13 @@ class World:
         made = self.prepared(n, keep=keep, **terms)
         return await made.run(fresh=fresh)
 
-    def prepared(self, n: int = 1, *, keep: str = "job_1", **terms: Any) -> Chain:
-        work = ImageWork("image.generate", "a fox", "sketch", seed=7, n=n)
-        asked = Asked(model="sketch", task="image.generate", measure=Measure(images=n))
+    def prepared(
+        self, n: int = 1, *, keep: str = "job_1", size: Size | None = None, num_previews: int = 0, **terms: Any
+    ) -> Chain:
+        work = ImageWork("image.generate", "a fox", "sketch", seed=7, n=n, size=size, num_previews=num_previews)
+        megapixels = Measure().megapixels if size is None else size.area / Decimal(1_000_000)
+        measure = Measure(images=n, megapixels=megapixels)
+        asked = Asked(model="sketch", task="image.generate", measure=measure, size=size)
         decision = decide(asked, self.deployments, {}, self.services.fleet.predictor, (), 0.0)
         usual: dict[str, Any] = {
             "deadline": self.services.fleet.clock() + 5,
@@ -499,3 +504,39 @@ async def _until(true: Callable[[], bool], seconds: float = 5.0) -> None:
     async with asyncio.timeout(seconds):
         while not true():  # noqa: ASYNC110 - of what happens there is no event
             await asyncio.sleep(0.005)
+
+
+def test_a_place_is_asked_for_what_the_decision_expects_of_it(tmp_path: Path) -> None:
+    first, second = Scripted([refusal("credentials")]), Scripted(["pictures"])
+    limited: dict[str, Any] = {"can": replace(ABLE, sizes=None, exact_sizes=("1024x1024", "1536x1024"), max_images=1)}
+    limited["price"] = Price(per_image=2 * CENT)
+
+    async def scenario(world: World) -> None:
+        chain = world.prepared(2, size=Size(1000, 1000), num_previews=2)
+        made = await chain.run(fresh=True)
+        assert [call.work.size for call in first.asked] == [Size(992, 992)]
+        assert [(call.work.size, call.work.num_previews, call.count) for call in second.asked] == [
+            (Size(1024, 1024), 0, 1),
+            (Size(1024, 1024), 0, 1),
+        ]
+        assert made.notes == ["size: size 1000x1000 becomes 1024x1024"]
+        booked = [(each.attempt.deployment, each.attempt.megapixels) for each in await world.entries()]
+        assert booked == [("a", Decimal("0.984064")), ("b", Decimal("1.048576")), ("b", Decimal("1.048576"))]
+
+    run(tmp_path, scenario, changes={"b": limited}, a=first, b=second)
+
+
+def test_what_was_decided_before_a_change_of_configuration_is_fitted_to_it(tmp_path: Path) -> None:
+    first, second = Scripted(["pictures"]), Scripted(["pictures"])
+
+    async def scenario(world: World) -> None:
+        chain_before = world.prepared()
+        fleet_now = world.services.fleet
+        fleet_now.deployments = {
+            "a": replace(world.deployments[0], can=replace(ABLE, tasks=frozenset({"image.edit"}))),
+            "b": replace(world.deployments[1], can=replace(ABLE, default_steps=9)),
+        }
+        (able,) = fleet_now.of_now(chain_before._decision)
+        assert (able.deployment.name, able.fit.calls) == ("b", (Measure(steps=9),))
+
+    run(tmp_path, scenario, a=first, b=second)

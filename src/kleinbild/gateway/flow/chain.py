@@ -16,7 +16,7 @@ from decimal import Decimal
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
-from kleinbild.core.deployments import Can, Deployment
+from kleinbild.core.deployments import Deployment
 from kleinbild.core.errors import (
     BusyError,
     KleinbildError,
@@ -30,11 +30,10 @@ from kleinbild.core.ids import new_id
 from kleinbild.core.jobs import ImageWork, Job, MadePicture
 from kleinbild.core.money import ZERO
 from kleinbild.core.prices import Measure, UnknownPriceError
-from kleinbild.core.sizes import Size
 from kleinbild.core.tokens import NO_TOKENS, Tokens
 from kleinbild.gateway.flow.attempt import Ended, Running, pictures_of
 from kleinbild.gateway.flow.backoff import delay
-from kleinbild.gateway.routing.candidates import Candidate, Exclusion, fit
+from kleinbild.gateway.routing.candidates import Candidate, told
 from kleinbild.gateway.routing.decision import Decision
 from kleinbild.providers.base import Inputs, Listener
 from kleinbild.providers.hosted import Call, Cause, ProviderError
@@ -107,7 +106,7 @@ class Chain:
         self._decision, self._terms, self._listener = decision, terms, listener
         self._fleet = services.fleet
         self._payers = payers
-        self._candidates = self._fleet.of_now(decision.candidates)
+        self._candidates = list(self._fleet.of_now(decision))
         self._failures: list[tuple[Candidate, KleinbildError]] = []
         self._unsure = ZERO  # dollars of attempts of which nobody knows
         self._fatal: KleinbildError | None = None  # what is wrong with the request itself
@@ -141,7 +140,7 @@ class Chain:
         return parts
 
     async def _ask(self, candidate: Candidate, missing: Sequence[Part]) -> None:
-        calls = [part for each in missing for part in _split(each, candidate.deployment.can.max_images)]
+        calls = [part for each in missing for part in _split(each, candidate.fit.most)]
         if len(calls) == 1:  # most: without a task of its own
             await self._call(candidate, calls[0])
             return
@@ -183,7 +182,7 @@ class Chain:
             self._failures.append((candidate, RestingError(deployment.name, fleet.retry_after(deployment))))
             return None
         try:
-            measure = self._measure(deployment, part)
+            measure = candidate.fit.of(part.count)
             attempt = await self._reserved(deployment, part, measure, hedged=hedged)
         except (BudgetError, UnknownPriceError) as error:
             fleet.released(permit)
@@ -192,12 +191,10 @@ class Chain:
         except BaseException:
             fleet.released(permit)
             raise
-        work, notes = fitted(self._job.work, deployment.can)
-        self.made.notes.extend(note for note in notes if note not in self.made.notes)
         call = Call(
             id=attempt.id,
             model=deployment.provider_model,
-            work=work,
+            work=fitted(self._job.work, candidate),
             inputs=self._inputs,
             first=part.first,
             count=part.count,
@@ -240,13 +237,6 @@ class Chain:
         self.made.attempts += 1
         return attempt
 
-    def _measure(self, deployment: Deployment, part: Part) -> Measure:
-        """What the place will be asked for: its own steps where nobody gave any, the size that it makes."""
-        asked = self._decision.asked
-        wanted = replace(asked.measure, images=part.count)
-        fits = fit(replace(asked, measure=wanted), deployment)
-        return wanted if isinstance(fits, Exclusion) else fits.calls[0]
-
     def _quote(self, deployment: Deployment, measure: Measure) -> tuple[Decimal | None, Decimal]:
         """What it should cost, None if no price is known, and the most. Raises UnknownPriceError where that may not be."""
         try:
@@ -277,17 +267,19 @@ class Chain:
         made.timings.update(ended.timings)
         made.tokens += ended.tokens
         made.fingerprint = made.fingerprint or ended.fingerprint
-        made.notes.extend(note for note in ended.notes if note not in made.notes)
+        lost = told(candidate.losses) if self._decision.asked.losses == "warn" else ()
+        known = {*self._job.warnings, *made.notes}  # those of the place that was to be the first have been told
+        made.notes.extend(note for note in (*lost, *ended.notes) if note not in known)
         return True
 
     def _price_of(self, candidate: Candidate, part: Part) -> Decimal:
-        return self._quote(candidate.deployment, self._measure(candidate.deployment, part))[1]
+        return self._quote(candidate.deployment, candidate.fit.of(part.count))[1]
 
     def _hedge_after(self, candidate: Candidate, part: Part) -> float | None:
         if not self._terms.hedge or candidate.deployment.on_machine:
             return None
         self._fleet.hedges.seen()
-        return self._fleet.unusual_after(candidate.deployment, self._measure(candidate.deployment, part))
+        return self._fleet.unusual_after(candidate.deployment, candidate.fit.of(part.count))
 
     async def _hedge(self, candidate: Candidate, part: Part) -> tuple[Candidate, Running] | None:
         others = [each for each in self._candidates if each is not candidate and _serves(each, part)]
@@ -401,27 +393,12 @@ def failure_of(failures: Sequence[tuple[Candidate, KleinbildError]]) -> Kleinbil
     return PlacesError(f"no place made the picture ({said})", "try again later; the decision names all that was tried")
 
 
-def fitted(work: ImageWork, can: Can) -> tuple[ImageWork, tuple[str, ...]]:
-    """The work as that place can do it, and what is otherwise than asked for."""
-    notes: list[str] = []
-    if work.size is not None and can.sizes is not None and not can.sizes.allows(work.size):
-        nearest = can.sizes.nearest(work.size)
-        notes.append(f"size: {work.size} is not made there, it made {nearest}")
-        work = replace(work, size=nearest)
-    elif work.size is not None and can.exact_sizes and str(work.size) not in can.exact_sizes:
-        nearest = _nearest(work.size, can.exact_sizes)
-        notes.append(f"size: {work.size} is not made there, it made {nearest}")
-        work = replace(work, size=nearest)
-    if work.num_previews and not can.previews:
-        work = replace(work, num_previews=0)
-    return work, tuple(notes)
-
-
-def _nearest(size: Size, names: Sequence[str]) -> Size:
-    """Of the shape first, then of the area."""
-    sizes = [Size(*map(int, name.split("x"))) for name in names]
-    shape = size.width / size.height
-    return min(sizes, key=lambda each: (abs(each.width / each.height / shape - 1), abs(each.area - size.area)))
+def fitted(work: ImageWork, candidate: Candidate) -> ImageWork:
+    """The work as that place is asked for it."""
+    previews = work.num_previews if candidate.deployment.can.previews else 0
+    if (work.size, work.num_previews) == (candidate.fit.size, previews):
+        return work
+    return replace(work, size=candidate.fit.size, num_previews=previews)
 
 
 def _split(part: Part, most: int) -> Iterator[Part]:
@@ -430,7 +407,7 @@ def _split(part: Part, most: int) -> Iterator[Part]:
 
 
 def _serves(candidate: Candidate, part: Part) -> bool:
-    return candidate.deployment.can.max_images >= part.count
+    return candidate.fit.most >= part.count
 
 
 class RestingError(ProviderError):

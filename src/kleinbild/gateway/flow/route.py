@@ -17,7 +17,7 @@ from kleinbild.core.sizes import Size
 from kleinbild.gateway.errors import ApiError
 from kleinbild.gateway.flow.chain import PATIENCE_SECONDS
 from kleinbild.gateway.routing.asked import AUTO, Asked
-from kleinbild.gateway.routing.candidates import Candidate, Exclusion
+from kleinbild.gateway.routing.candidates import Candidate, Exclusion, told
 from kleinbild.gateway.routing.decision import Decision, decide
 from kleinbild.gateway.routing.policy import Policy, read_policy
 from kleinbild.gateway.wanted import HOSTED_MODELS, Pictures, Wanted
@@ -125,8 +125,7 @@ async def route(services: Services, caller: Caller, wish: Wish, work: ImageWork,
     decision, fault = await _without_unfit(services, work, inputs, decision)
     if not decision.candidates:
         raise fault or _nowhere(decision, now)
-    losses = decision.candidates[0].losses if wish.losses == "warn" else ()
-    return Routed(decision, tuple(f"{loss.parameter}: {loss}" for loss in losses))
+    return Routed(decision, told(decision.candidates[0].losses) if wish.losses == "warn" else ())
 
 
 def decision_id(job_id: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import lru_cache
 from typing import Literal
@@ -58,9 +58,32 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
+class Fit:
+    """A request as a place would do it: in calls of these measures, the first of which has the most pictures, at this size
+    (None is the place's to choose)."""
+
+    calls: tuple[Measure, ...]
+    losses: tuple[Loss, ...] = ()
+    size: Size | None = None
+
+    @property
+    def most(self) -> int:
+        """Pictures of one call."""
+        return self.calls[0].images
+
+    def of(self, num_images: int) -> Measure:
+        """A call for so many."""
+        return self.calls[0] if num_images == self.most else replace(self.calls[0], images=num_images)
+
+
+UNFITTED = Fit((Measure(),))
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A place that can serve. `price` is of the whole request, None if unknown (and allowed to be). `score` is how many
-    doublings it is from the best (of price, of seconds; see `policy`), which has 0."""
+    doublings it is from the best (of price, of seconds; see `policy`), which has 0. `fit` is not kept with a decision: it
+    follows from what is asked and from the deployment (`Fleet.of_now`)."""
 
     deployment: Deployment
     price: Decimal | None
@@ -69,6 +92,7 @@ class Candidate:
     losses: tuple[Loss, ...]
     score: float
     reason: str
+    fit: Fit = field(default=UNFITTED, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +103,6 @@ class Exclusion:
     rule: str
     reason: str
     until: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """A request as a place would do it: in calls of these measures."""
-
-    calls: tuple[Measure, ...]
-    losses: tuple[Loss, ...]
 
 
 def fit(asked: Asked, deployment: Deployment) -> Fit | Exclusion:
@@ -105,16 +121,21 @@ def fit(asked: Asked, deployment: Deployment) -> Fit | Exclusion:
     ]
     size = asked.size
     if size is not None:
-        made = _nearest(size, can)
-        if isinstance(made, str):
-            return Exclusion(deployment.name, "size", made)
-        size, loss = made
+        nearest = _nearest(size, can)
+        if isinstance(nearest, str):
+            return Exclusion(deployment.name, "size", nearest)
+        size, loss = nearest
         if loss is not None:
             losses.append(loss)
     for loss in losses:
         if loss.parameter == "mask" or loss.parameter in asked.required or asked.losses == "strict":
             return Exclusion(deployment.name, f"loses {loss.parameter}", str(loss))
-    return Fit(_calls(wanted, size, asked.size, can), tuple(losses))
+    return Fit(_calls(wanted, size, asked.size, can), tuple(losses), size)
+
+
+def told(losses: Sequence[Loss]) -> tuple[str, ...]:
+    """As warnings."""
+    return tuple(f"{loss.parameter}: {loss}" for loss in losses)
 
 
 def weighty(losses: Sequence[Loss]) -> int:

@@ -18,7 +18,6 @@ from kleinbild.gateway.routing.candidates import (
     Candidate,
     Exclusion,
     Fit,
-    Loss,
     Standing,
     fit,
     price_of,
@@ -31,6 +30,8 @@ from kleinbild.gateway.routing.rules import FailedError, Rule
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+
+UNKEPT = {"candidates": {"__all__": {"fit"}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Decision:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        body: dict[str, Any] = _adapter().dump_python(self, mode="json", exclude_defaults=True)
+        body: dict[str, Any] = _adapter().dump_python(self, mode="json", exclude_defaults=True, exclude=UNKEPT)
         return body
 
     @classmethod
@@ -162,7 +163,7 @@ class _Judged:
     deployment: Deployment
     price: Decimal | None
     seconds: Prediction
-    losses: tuple[Loss, ...]
+    fit: Fit
     score: float
     behind: tuple[bool, ...]
     standing: Standing
@@ -219,7 +220,7 @@ def _weigh(
         return behind
     reliability = predictor.reliability(name, asking.now)
     score = asking.policy.score(price, seconds.p50, reliability, deployment.quality)
-    return _Judged(deployment, price, seconds, fits.losses, score, behind, standing, why_none)
+    return _Judged(deployment, price, seconds, fits, score, behind, standing, why_none)
 
 
 def _seconds(deployment: Deployment, fits: Fit, standing: Standing, predictor: Predictor, now: float) -> Prediction:
@@ -230,7 +231,7 @@ def _seconds(deployment: Deployment, fits: Fit, standing: Standing, predictor: P
 
 def _order(asking: _Asking, judged: _Judged) -> tuple[Any, ...]:
     deployment, policy = judged.deployment, asking.policy
-    lost = weighty(judged.losses)
+    lost = weighty(judged.fit.losses)
     return (
         asking.pins.get(deployment.name, 0),
         lost if asking.asked.losses == "warn" else 0,
@@ -251,9 +252,10 @@ def _candidate(judged: _Judged, best: float) -> Candidate:
         price=judged.price,
         seconds=judged.seconds,
         quality=judged.deployment.quality,
-        losses=judged.losses,
+        losses=judged.fit.losses,
         score=judged.score - best,
         reason=_reason(judged),
+        fit=judged.fit,
     )
 
 
@@ -271,7 +273,7 @@ def _reason(judged: _Judged) -> str:
         told.append(f"all {standing.max_active} places taken")
     if standing.circuit != "closed":
         told.append("on trial after failures")
-    told.extend(map(str, judged.losses))
+    told.extend(map(str, judged.fit.losses))
     return ", ".join(told)
 
 
