@@ -41,7 +41,7 @@ class Can:
     `sizes` is None where only shapes can be chosen (`ratios`, as "16:9"; the nearest is taken, and said), or nothing at
     all. `max_images` is of one call: more are asked for in several. `formats` are those that it delivers; others are made
     of them here. `cancel`: what was begun can be ended. `guidance`: the model takes it. `default_steps` is None where
-    the service does not say.
+    the service does not say. `always` are values that it works with and cannot be told.
     """
 
     tasks: frozenset[Task]
@@ -54,8 +54,15 @@ class Can:
     max_references: int = 0
     max_prompt: int = 32_000
     default_steps: int | None = None
+    always: tuple[tuple[Parameter, str], ...] = ()
     cancel: bool = False
     previews: bool = False
+
+    def does(self, parameter: Parameter, value: object) -> bool:
+        """Whether a request with that value gets what it wants."""
+        if parameter in self.parameters or (parameter, value) in self.always:
+            return True
+        return parameter == "steps" and value == self.default_steps
 
 
 @dataclass(frozen=True, slots=True)

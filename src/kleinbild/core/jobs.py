@@ -33,7 +33,8 @@ class ImageWork:
     """What a job makes: `n` pictures of seeds `seed`, `seed` + 1, …; everything that is random is settled.
 
     Fields are `core.requests.PictureRequest`'s where they have its names. `compression` is OpenAI's, 0 to 100, of JPEG
-    and WebP; `num_previews` of each picture are made on the way.
+    and WebP; `num_previews` of each picture are made on the way. `moderation` and `input_fidelity` are OpenAI's, too;
+    `strength` is how far an edit may go from its picture, 0 to 1.
     """
 
     task: Task
@@ -52,6 +53,9 @@ class ImageWork:
     quality: str = "auto"
     background: str = "opaque"
     num_previews: int = 0
+    moderation: str = "auto"
+    input_fidelity: str | None = None
+    strength: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,9 @@ def work_object(work: ImageWork) -> dict[str, Any]:
         "output_compression": work.compression,
         "quality": work.quality,
         "background": work.background,
+        "moderation": work.moderation,
+        "input_fidelity": work.input_fidelity,
+        "strength": work.strength,
     }
 
 

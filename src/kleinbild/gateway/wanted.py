@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -34,6 +34,7 @@ MAX_SECONDS = 3600
 DRAWN_SEEDS = 2**32  # as the engine draws them: short enough to read aloud
 NOWHERE = ("style", "complexity", "frame_count", "frame_duration_ms")
 """Fields of OpenAI's that no place honours, as far as we ask them."""
+OF_EDITS: tuple[Literal["input_fidelity", "strength"], ...] = ("input_fidelity", "strength")
 HOSTED_MODELS = ("gpt-image-", "dall-e-", "chatgpt-image-", "flux-2-")
 """Beginnings of names that code written for OpenAI or BFL sends. The first model that is served stands in for them."""
 
@@ -201,7 +202,7 @@ def without_nulls(values: Any) -> Any:
 
 def work_for(wanted: Wanted, pictures: Pictures, can: Capabilities) -> tuple[ImageWork, tuple[str, ...]]:
     """The work, with everything random settled, and warnings. Raises ApiError for what `strict` does not allow."""
-    losses = list(_losses(wanted, can))
+    losses = list(_losses(wanted, pictures, can))
     size = _size(wanted, pictures, can, losses)
     told = _told(wanted, losses)
     return _work(wanted, pictures, can.model, size, wanted.guidance if can.guidance else None), told
@@ -211,11 +212,12 @@ def work_anywhere(wanted: Wanted, pictures: Pictures, model: str) -> tuple[Image
     """The work for whoever will do it, and warnings of what nobody does; what a place does otherwise is told once it is
     known which. Raises ApiError as `work_for` does."""
     losses = [
-        *_lost_anywhere(wanted),
+        *_lost_anywhere(wanted, pictures),
         *(Loss(name, "no place has such a setting") for name in NOWHERE if getattr(wanted, name) is not None),
     ]
     told = _told(wanted, losses)
-    return _work(wanted, pictures, model, _wanted_size(wanted), wanted.guidance), told
+    work = _work(wanted, pictures, model, _wanted_size(wanted), wanted.guidance)
+    return (replace(work, background="transparent") if wanted.background == "transparent" else work), told
 
 
 def _told(wanted: Wanted, losses: list[Loss]) -> tuple[str, ...]:
@@ -242,30 +244,37 @@ def _work(wanted: Wanted, pictures: Pictures, model: str, size: Size | None, gui
         compression=wanted.output_compression,
         quality=wanted.quality,
         num_previews=wanted.partial_images if wanted.stream else 0,
+        moderation=wanted.moderation,
+        input_fidelity=wanted.input_fidelity,
+        strength=wanted.strength,
     )
 
 
-def _losses(wanted: Wanted, can: Capabilities) -> Iterator[Loss]:
+def _losses(wanted: Wanted, pictures: Pictures, can: Capabilities) -> Iterator[Loss]:
     model = can.model
     if wanted.quality not in ("auto", "standard"):
         yield Loss("quality", f"{wanted.quality!r} makes no difference with {model}")
     if wanted.background == "transparent":
         yield Loss("background", f"{model} makes opaque pictures only")
-    yield from _lost_anywhere(wanted)
+    yield from _lost_anywhere(wanted, pictures)
     if not can.guidance and wanted.guidance not in (None, 1):
         yield Loss("guidance", f"{model} is distilled and works without")
     if wanted.adapters:
         yield Loss("adapters", f"{model} has none here")
-    for name in (*NOWHERE, "input_fidelity", "strength"):
+    for name in (*NOWHERE, *(OF_EDITS if pictures.references else ())):
         if getattr(wanted, name) is not None:
             yield Loss(name, f"{model} has no such setting")
 
 
-def _lost_anywhere(wanted: Wanted) -> Iterator[Loss]:
+def _lost_anywhere(wanted: Wanted, pictures: Pictures) -> Iterator[Loss]:
     if wanted.output_compression < 100 and wanted.output_format == "png":
         yield Loss("output_compression", "a PNG has none")
     if wanted.partial_images and not wanted.stream:
         yield Loss("partial_images", "only streamed answers have them; set stream")
+    if not pictures.references:
+        for name in OF_EDITS:
+            if getattr(wanted, name) is not None:
+                yield Loss(name, "it is of a picture that is given, and there is none")
 
 
 def _size(wanted: Wanted, pictures: Pictures, can: Capabilities, losses: list[Loss]) -> Size | None:

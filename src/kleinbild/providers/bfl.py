@@ -42,10 +42,13 @@ CREDIT = Decimal("0.01")
 MAX_COST = Decimal(100)
 """Of one task, in dollars; more is a mistake, and no bill."""
 
+LOOSEST = 5
+"""Of `safety_tolerance`, which is 2 unless somebody says so: what a low moderation is there."""
+
 _TASKS: frozenset[Task] = frozenset({"image.generate", "image.edit"})
 _FORMATS: frozenset[PictureFormat] = frozenset({"png", "jpeg", "webp"})
 _SIZES = SizeRange(min_side=64, max_side=4096, max_pixels=2048 * 2048, multiple=16)
-_PLAIN: frozenset[Parameter] = frozenset({"size", "seed"})
+_PLAIN: frozenset[Parameter] = frozenset({"size", "seed", "moderation"})
 _MODERATED: Mapping[str, str] = {
     "Request Moderated": "the service's safety system refused the request",
     "Content Moderated": "the service's safety system refused the picture that was made",
@@ -161,6 +164,8 @@ def _body(call: Call) -> dict[str, Any]:
     can = capabilities(call.model)
     if work.size is not None and can.sizes is not None:
         body |= {"width": work.size.width, "height": work.size.height}
+    if work.moderation == "low" and "moderation" in can.parameters:
+        body["safety_tolerance"] = LOOSEST
     if work.steps is not None and "steps" in can.parameters:
         body["steps"] = work.steps
     if work.guidance is not None and "guidance" in can.parameters:

@@ -69,6 +69,7 @@ def can(model: Capabilities) -> Can:
         max_images=MAX_IMAGES,
         max_references=MAX_REFERENCES,
         default_steps=model.steps,
+        always=(("moderation", "low"),),  # nothing is refused here
         cancel=True,
         previews=True,
     )

@@ -7,6 +7,7 @@ nothing is assumed but the API's first fields, and base64 is asked for; a URL as
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,14 +40,17 @@ MAX_IMAGES = 10
 MAX_REFERENCES = 16
 MAX_PARTIAL_IMAGES = 3
 MAX_EVENT_BYTES = 64 * 2**20
+MAX_DATA_URL_BYTES = 15_000_000
+"""Of a picture in JSON: its data URL may have 20,971,520 letters."""
 PICTURE_SECONDS = 60.0
 MAX_TOKENS = 10**7
 """Of one request; more are a mistake, and no bill."""
 
 _TASKS: frozenset[Task] = frozenset({"image.generate", "image.edit"})
 _OF_OPENAI: frozenset[Parameter] = frozenset(
-    {"size", "quality", "background", "mask", "output_compression", "partial_images", "user"}
+    {"size", "quality", "background", "mask", "output_compression", "partial_images", "user", "moderation"}
 )
+_FIDELITY: frozenset[Parameter] = frozenset({"input_fidelity"})
 _OF_OTHERS: frozenset[Parameter] = frozenset({"size", "mask", "user"})
 _FORMATS: frozenset[PictureFormat] = frozenset({"png", "jpeg", "webp"})
 _EXACT = ("1024x1024", "1536x1024", "1024x1536")
@@ -73,14 +77,16 @@ def capabilities(model: str) -> Can:
             max_images=MAX_IMAGES,
             max_references=MAX_REFERENCES,
         )
+    fidelity = _only_fidelity(model)
     return Can(
         _TASKS,
-        _OF_OPENAI,
+        _OF_OPENAI if fidelity else _OF_OPENAI | _FIDELITY,
         formats=_FORMATS,
         sizes=_ANY if _takes_any_size(model) else None,
         exact_sizes=() if _takes_any_size(model) else _EXACT,
         max_images=MAX_IMAGES,
         max_references=MAX_REFERENCES,
+        always=(("input_fidelity", fidelity),) if fidelity else (),
         previews=True,
     )
 
@@ -93,6 +99,13 @@ def is_openais(model: str) -> bool:
 def _takes_any_size(model: str) -> bool:
     version = re.match(r"gpt-image-(\d+)", model)
     return version is not None and int(version[1]) >= 2
+
+
+def _only_fidelity(model: str) -> str | None:
+    """The input fidelity of models that have but one, and refuse to be told."""
+    if _takes_any_size(model):
+        return "high"
+    return "low" if "-mini" in model else None
 
 
 class OpenAI:
@@ -116,7 +129,7 @@ class OpenAI:
         response = await self._wire.send(
             "POST",
             "/images/edits" if call.inputs.references else "/images/generations",
-            **_body(call),
+            **(await asyncio.to_thread(_body, call)),
             headers={"X-Client-Request-Id": call.id, "Idempotency-Key": call.id},
             seconds=call.seconds,
             read=events.read,
@@ -132,7 +145,7 @@ class OpenAI:
             tokens=_tokens(body.get("usage")),
             seconds=_seconds(response.headers.get("openai-processing-ms")),
             request_id=response.headers.get("x-request-id"),
-            notes=delivered.size_notes(pictures, call.work.size),
+            notes=(*_unmoderated(call), *delivered.size_notes(pictures, call.work.size)),
         )
 
     async def collect(self, handle: Handle, call: Call, watcher: Watcher = ignore) -> Answer:  # noqa: ARG002
@@ -237,9 +250,13 @@ def _check(call: Call) -> None:
 
 
 def _body(call: Call) -> dict[str, Any]:
-    """The arguments of `Wire.send`: JSON, or a form with the pictures as files."""
-    if not call.inputs.references:
+    """The arguments of `Wire.send`: JSON, or a form with the pictures as files, which has all fields but `moderation`."""
+    inputs = call.inputs
+    if not inputs.references:
         return {"json": _fields(call)}
+    if _is_json(call):
+        mask = {} if inputs.mask is None else {"mask": _source(inputs.mask)}
+        return {"json": {**_fields(call), "images": [_source(file) for file in inputs.references], **mask}}
     form = {
         name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in _fields(call).items()
     }
@@ -256,11 +273,34 @@ def _fields(call: Call) -> dict[str, Any]:
     if not openais:
         return {**fields, "response_format": "b64_json"}
     fields |= {"output_format": work.output_format, "background": work.background, "quality": work.quality}
+    if work.moderation != "auto" and _is_json(call):
+        fields["moderation"] = work.moderation
+    if work.input_fidelity is not None and call.inputs.references and _only_fidelity(call.model) is None:
+        fields["input_fidelity"] = work.input_fidelity
     if work.output_format != "png" and work.compression < 100:
         fields["output_compression"] = work.compression
     if work.num_previews and call.count == 1:  # the events of several pictures do not tell which one they are of
         fields |= {"stream": True, "partial_images": min(work.num_previews, MAX_PARTIAL_IMAGES)}
     return fields
+
+
+def _is_json(call: Call) -> bool:
+    """Pictures go as files, which are a quarter smaller, unless a field wants JSON, which holds smaller ones only."""
+    inputs, openais = call.inputs, is_openais(call.model)
+    files = (*inputs.references, *((inputs.mask,) if inputs.mask else ()))
+    return not files or (
+        openais and call.work.moderation != "auto" and all(len(file) <= MAX_DATA_URL_BYTES for file in files)
+    )
+
+
+def _source(file: bytes) -> dict[str, str]:
+    return {"image_url": f"data:image/{sniff(file).lower()};base64,{base64.b64encode(file).decode()}"}
+
+
+def _unmoderated(call: Call) -> tuple[str, ...]:
+    if not is_openais(call.model) or call.work.moderation == "auto" or _is_json(call):
+        return ()
+    return (f"moderation: {call.work.moderation} is not honoured with pictures as large as these",)
 
 
 def _files(references: Sequence[bytes], mask: bytes | None) -> list[tuple[str, tuple[str, bytes, str]]]:

@@ -25,7 +25,8 @@ from kleinbild.safety.pictures import sniff
 DEFAULT_URL = "https://api.stability.ai"
 RATIOS = ("1:1", "16:9", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21")
 STRENGTH = 0.7
-"""How far a picture may go from the one given, which the service wants to be told: far enough for an edit to be seen."""
+"""How far a picture may go from the one given, which the service wants to be told, where nobody said: far enough for an
+edit to be seen."""
 LAST_SEED = 4_294_967_294
 BLOCKED_SECONDS = 60.0
 """For which the service shuts out whoever was too fast."""
@@ -35,7 +36,7 @@ Part = tuple[str, tuple[None, str] | tuple[str, bytes, str]]
 """A field's name, and its text or its file."""
 
 _TASKS: frozenset[Task] = frozenset({"image.generate", "image.edit"})
-_PARAMETERS: frozenset[Parameter] = frozenset({"seed", "guidance", "user"})
+_PARAMETERS: frozenset[Parameter] = frozenset({"seed", "guidance", "strength", "user"})
 _FORMATS: frozenset[PictureFormat] = frozenset({"png", "jpeg", "webp"})
 
 
@@ -141,7 +142,7 @@ def _form(call: Call, seed: int) -> list[Part]:
     if work.guidance is not None:
         fields["cfg_scale"] = work.guidance
     if call.inputs.references:
-        fields["strength"] = STRENGTH
+        fields["strength"] = STRENGTH if work.strength is None else work.strength
     elif work.size is not None:
         fields["aspect_ratio"] = nearest_ratio(work.size)
     parts: list[Part] = [(name, (None, str(value))) for name, value in fields.items()]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from kleinbild.core.callers import LOCAL
+from kleinbild.core.jobs import ImageWork, PictureRef
 from kleinbild.gateway.deployments import Alias
 from kleinbild.gateway.errors import ApiError
 from kleinbild.gateway.flow.route import model_of, policy_of, wish_of
+from kleinbild.gateway.flow.submit import fingerprint
 from kleinbild.gateway.settings import Settings
 from kleinbild.gateway.wanted import Pictures, Wanted, read
 from tests.unit.gateway import fleets
@@ -45,6 +48,19 @@ def test_only_what_was_said_can_be_lost() -> None:
     assert wish_of(read(Wanted, usual), Pictures()).given == {}
     said = {"prompt": "a fox", "size": "512x512", "seed": 5, "steps": 8, "background": "transparent"}
     assert set(wish_of(read(Wanted, said), Pictures()).given) == {"size", "seed", "steps", "background"}
+    of_edits = read(Wanted, {"prompt": "a fox", "strength": 0.5, "input_fidelity": "high"})
+    assert wish_of(of_edits, Pictures()).given == {}
+    edit = Pictures((PictureRef("a"),))
+    assert wish_of(of_edits, edit).given == {"strength": 0.5, "input_fidelity": "high"}
+
+
+@pytest.mark.parametrize("changed", [{"strength": 0.5}, {"moderation": "low"}, {"input_fidelity": "high"}])
+def test_a_key_for_one_request_is_not_one_for_another(changed: dict[str, Any]) -> None:
+    work = ImageWork("image.edit", "a fox", "sketch", seed=1)
+    first, second = (
+        fingerprint("/v1/images/edits", each, seed_drawn=True) for each in (work, replace(work, **changed))
+    )
+    assert first != second
 
 
 @pytest.mark.parametrize(

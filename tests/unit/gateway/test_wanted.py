@@ -9,7 +9,7 @@ import pytest
 from kleinbild.core.jobs import PictureRef
 from kleinbild.core.sizes import Size, SizeRange
 from kleinbild.gateway.errors import ApiError
-from kleinbild.gateway.wanted import Pictures, Wanted, WantedEdit, read, work_for
+from kleinbild.gateway.wanted import Pictures, Wanted, WantedEdit, read, work_anywhere, work_for
 from kleinbild.providers.base import Capabilities
 
 DISTILLED = Capabilities("nano", SizeRange(64, 256, 256 * 256, 16), Size(128, 128), 4, guidance=False)
@@ -76,6 +76,22 @@ def test_a_seed_is_settled_and_another_each_time() -> None:
 )
 def test_what_a_model_cannot_do_is_a_warning_and_refused_where_strict(fields: dict[str, Any], names: list[str]) -> None:
     assert warned(**fields) == names
+
+
+def test_what_is_of_a_picture_that_is_given_is_lost_without_one() -> None:
+    edit = Pictures((PictureRef("a"),))
+    assert warned(DISTILLED, edit, strength=0.5, input_fidelity="high") == ["input_fidelity", "strength"]
+    _, told = work_anywhere(wanted(strength=0.5, input_fidelity="high"), NOTHING, "sketch")
+    assert [each.partition(":")[0] for each in told] == ["input_fidelity", "strength"]
+    assert work_anywhere(wanted(strength=0.5, input_fidelity="high"), edit, "sketch")[1] == ()
+
+
+def test_what_a_place_may_honour_is_in_the_work() -> None:
+    given = wanted(strength=0.5, input_fidelity="high", moderation="low", background="transparent")
+    work, _ = work_anywhere(given, Pictures((PictureRef("a"),)), "sketch")
+    assert (work.strength, work.input_fidelity, work.moderation) == (0.5, "high", "low")
+    assert work.background == "transparent"
+    assert work_for(given, NOTHING, DISTILLED)[0].background == "opaque"
 
 
 def test_a_base_model_has_guidance() -> None:

@@ -70,6 +70,12 @@ def test_a_picture_is_made():
     assert body(service) == {"prompt": "a cat", "seed": 7, "width": 32, "height": 24, "output_format": "png"}
 
 
+def test_a_low_moderation_is_the_loosest_tolerance_that_there_is():
+    service = server()
+    run(made(provider(service), call(MODEL, moderation="low")))
+    assert body(service)["safety_tolerance"] == 5
+
+
 def test_what_is_taken_on_says_what_it_costs_and_how_to_find_it():
     accepted = run(provider(server()).start(call(MODEL)))
     assert accepted == Accepted(
@@ -303,7 +309,7 @@ def test_credits_are_asked_for_to_see_that_the_key_fits():
 def test_what_each_model_can():
     klein, flex, older = (capabilities(model) for model in (MODEL, "flux-2-flex", "flux-pro-1.1"))
     assert (klein.max_references, klein.max_images, klein.default_steps) == (4, 1, 4)
-    assert klein.parameters == {"size", "seed"}
+    assert klein.parameters == {"size", "seed", "moderation"}
     assert {"steps", "guidance"} <= flex.parameters
     assert flex.max_references == 8
     assert (older.tasks, older.sizes) == ({"image.generate"}, None)

@@ -7,6 +7,7 @@ from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent, Imag
 
 from kleinbild.core.prices import BilledTokens
 from kleinbild.core.sizes import Size
+from kleinbild.providers import openai
 from kleinbild.providers.hosted import ProviderError
 from kleinbild.providers.openai import RETIRED, OpenAI, capabilities, is_openais
 from tests.unit.providers.forms import parts_of
@@ -88,6 +89,7 @@ def test_what_openais_models_are_asked():
         background="transparent",
         output_format="webp",
         compression=80,
+        moderation="low",
         user="u1",
     )
     started(OpenAI, service, asked)
@@ -103,6 +105,7 @@ def test_what_openais_models_are_asked():
         "background": "transparent",
         "output_format": "webp",
         "output_compression": 80,
+        "moderation": "low",
         "user": "u1",
     }
 
@@ -151,6 +154,41 @@ def test_an_edit_sends_its_pictures_as_files(num, name):
     assert fields["stream"] == b"true"
     assert fields["partial_images"] == b"3"
     assert "response_format" not in fields
+
+
+def test_an_edit_with_a_moderation_of_its_own_is_json_which_has_that_field():
+    service = Service(httpx2.Response(200, json=answer()))
+    file, mask = picture("JPEG"), picture(mode="RGBA")
+    asked = call("gpt-image-1.5", references=(file,), mask=mask, moderation="low", input_fidelity="high")
+    made = started(OpenAI, service, asked)
+    assert service.request.url.path == "/v1/images/edits"
+    told = body(service)
+    assert (told["moderation"], told["input_fidelity"], made.notes) == ("low", "high", ())
+    assert told["images"] == [{"image_url": f"data:image/jpeg;base64,{in_base64(file)}"}]
+    assert told["mask"] == {"image_url": f"data:image/png;base64,{in_base64(mask)}"}
+
+
+def test_pictures_too_large_for_json_go_as_files_and_it_is_said(monkeypatch):
+    monkeypatch.setattr(openai, "MAX_DATA_URL_BYTES", 10)
+    service = Service(httpx2.Response(200, json=answer()))
+    made = started(OpenAI, service, call(MODEL, references=(picture(),), moderation="low"))
+    assert "moderation" not in {part[0] for part in parts_of(service.request)}
+    assert made.notes == ("moderation: low is not honoured with pictures as large as these",)
+
+
+@pytest.mark.parametrize(
+    ("model", "always"),
+    [("gpt-image-1.5", None), ("gpt-image-1-mini", "low"), ("gpt-image-2", "high"), ("gpt-image-2.5-flare", "high")],
+)
+def test_input_fidelity_goes_to_those_that_have_a_choice(model, always):
+    can = capabilities(model)
+    assert {name: can.does("input_fidelity", name) for name in ("low", "high")} == {
+        name: always in (None, name) for name in ("low", "high")
+    }
+    service = Service(httpx2.Response(200, json=answer()))
+    started(OpenAI, service, call(model, references=(picture(),), input_fidelity="high"))
+    sent = {part[0]: part[2] for part in parts_of(service.request)}
+    assert sent.get("input_fidelity") == (None if always else b"high")
 
 
 def test_an_edit_elsewhere_asks_for_base64():

@@ -78,6 +78,10 @@ def test_an_edit_starts_from_its_picture_and_has_its_shape():
     assert ("image", "image.jpeg", file) in parts_of(service.request)
     assert {"mode": "image-to-image", "strength": "0.7"}.items() <= fields(service).items()
     assert "aspect_ratio" not in fields(service)
+    assert "strength" in capabilities(MODEL).parameters
+    service = Service(httpx2.Response(200, json=answer()))
+    started(Stability, service, call(MODEL, references=(file,), strength=0.25))
+    assert fields(service)["strength"] == "0.25"
 
 
 @pytest.mark.parametrize(

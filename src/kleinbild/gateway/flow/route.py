@@ -20,7 +20,7 @@ from kleinbild.gateway.routing.asked import AUTO, Asked
 from kleinbild.gateway.routing.candidates import Candidate, Exclusion, told
 from kleinbild.gateway.routing.decision import Decision, decide
 from kleinbild.gateway.routing.policy import Policy, read_policy
-from kleinbild.gateway.wanted import HOSTED_MODELS, Pictures, Wanted
+from kleinbild.gateway.wanted import HOSTED_MODELS, OF_EDITS, Pictures, Wanted
 from kleinbild.providers.base import Inputs
 from kleinbild.safety.pictures import size_of
 
@@ -262,10 +262,9 @@ def _given(wanted: Wanted, pictures: Pictures) -> dict[Parameter, object]:
         found["seed"] = wanted.seed
     if wanted.steps is not None:
         found["steps"] = wanted.steps
-    if wanted.strength is not None:
-        found["strength"] = wanted.strength
-    if wanted.input_fidelity is not None:
-        found["input_fidelity"] = wanted.input_fidelity
+    for name in OF_EDITS if pictures.references else ():
+        if (value := getattr(wanted, name)) is not None:
+            found[name] = value
     if pictures.mask is not None:
         found["mask"] = True
     return found

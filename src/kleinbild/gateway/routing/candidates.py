@@ -117,7 +117,7 @@ def fit(asked: Asked, deployment: Deployment) -> Fit | Exclusion:
     losses = [
         Loss(name, _shown(value))
         for name, value in asked.parameters.items()
-        if name not in can.parameters and name != "size" and not (name == "steps" and value == can.default_steps)
+        if name != "size" and not can.does(name, value)
     ]
     size = asked.size
     if size is not None:

@@ -72,6 +72,12 @@ def test_steps_as_the_place_makes_them_anyway_are_no_loss() -> None:
     assert decided(asked(steps=8, parameters={"steps": 8}), [fixed]).candidates[0].losses
 
 
+def test_what_a_place_does_anyway_is_no_loss() -> None:
+    faithful = place("a", parameters=frozenset({"size"}), always=(("input_fidelity", "high"),))
+    assert not decided(asked(parameters={"input_fidelity": "high"}), [faithful]).candidates[0].losses
+    assert decided(asked(parameters={"input_fidelity": "low"}), [faithful]).candidates[0].losses
+
+
 @pytest.mark.parametrize(
     ("can", "size", "told"),
     [
