@@ -42,6 +42,7 @@ class Can:
     all. `max_images` is of one call: more are asked for in several. `formats` are those that it delivers; others are made
     of them here. `cancel`: what was begun can be ended. `guidance`: the model takes it. `default_steps` is None where
     the service does not say. `always` are values that it works with and cannot be told.
+    `one_seed`: a call has but one, so that of pictures whose seeds are asked for each is a call.
     """
 
     tasks: frozenset[Task]
@@ -55,6 +56,7 @@ class Can:
     max_prompt: int = 32_000
     default_steps: int | None = None
     always: tuple[tuple[Parameter, str], ...] = ()
+    one_seed: bool = False
     cancel: bool = False
     previews: bool = False
 

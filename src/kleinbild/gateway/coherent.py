@@ -92,6 +92,12 @@ def _places(lists: Lists, engine_models: tuple[str, ...]) -> Iterator[MisfitErro
                 f"the engine does not serve {each.at_provider!r}",
                 f"engine.models lists what it serves: {', '.join(engine_models) or 'nothing'}",
             )
+        elif each.seed is not None and providers[each.provider].kind != "openai":
+            yield MisfitError(
+                f"deployments.{each.name}.seed",
+                f"of the kind {providers[each.provider].kind} it is known who takes a seed",
+                "leave it out",
+            )
 
 
 def _served(lists: Lists, engine_models: tuple[str, ...]) -> Iterator[MisfitError]:

@@ -211,6 +211,9 @@ class DeploymentSettings(Section):
     quality: float | None = Field(None, ge=0, le=1, description="how good its pictures are, 0 to 1")
     tasks: tuple[Task, ...] | None = Field(None, min_length=1, description="what it is asked for; default: all it can")
     weight: float = Field(1.0, ge=0, description="how much it is preferred among equals")
+    seed: bool | None = Field(
+        None, description="of kind openai: whether the server takes a seed; default: all but OpenAI's own do"
+    )
 
     @property
     def at_provider(self) -> str:

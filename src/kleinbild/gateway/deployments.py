@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 
-from kleinbild.core.deployments import UNKNOWN_PRICE, Can, Deployment, ProviderKind
+from kleinbild.core.deployments import UNKNOWN_PRICE, Can, Deployment, Parameter
 from kleinbild.core.money import written
 from kleinbild.core.prices import Price
 from kleinbild.gateway.catalog import Catalog, KnownModel
 from kleinbild.gateway.configured import DeploymentSettings, PriceSettings, ProviderSettings
 from kleinbild.gateway.settings import ConfigurationError, Settings
 
+SEED: frozenset[Parameter] = frozenset({"seed"})
 NOT_AMOUNTS = ("version", "source", "read_on")
 log = logging.getLogger(__name__)
 
@@ -39,15 +40,15 @@ class AccountLimits:
 
 
 def deployments_of(
-    settings: Settings, catalog: Catalog, can_of: Callable[[ProviderKind, str], Can]
+    settings: Settings, catalog: Catalog, can_of: Callable[[ProviderSettings, str], Can]
 ) -> tuple[Deployment, ...]:
     """All of them, the engine's first. Prices are the configuration's, else the catalog's, else unknown. `can_of` tells what
-    a kind of provider does with its model of a name; it is cut down to the deployment's `tasks`.
+    a provider does with its model of a name; it is cut down to the deployment's `tasks`.
 
     Raises ConfigurationError for tasks of which a place does none, and what `can_of` does.
     """
-    kinds = {provider.name: provider.kind for provider in settings.all_providers}
-    return tuple(_deployment(each, kinds[each.provider], catalog, can_of) for each in settings.all_deployments)
+    providers = {provider.name: provider for provider in settings.all_providers}
+    return tuple(_deployment(each, providers[each.provider], catalog, can_of) for each in settings.all_deployments)
 
 
 def aliases_of(settings: Settings, catalog: Catalog) -> dict[str, Alias]:
@@ -99,9 +100,12 @@ def price_of(price: PriceSettings) -> Price:
 
 
 def _deployment(
-    each: DeploymentSettings, kind: ProviderKind, catalog: Catalog, can_of: Callable[[ProviderKind, str], Can]
+    each: DeploymentSettings,
+    provider: ProviderSettings,
+    catalog: Catalog,
+    can_of: Callable[[ProviderSettings, str], Can],
 ) -> Deployment:
-    known = catalog.find(kind, each.at_provider)
+    known = catalog.find(provider.kind, each.at_provider)
     if known is not None and known.retired_on:
         log.warning("deployment %s: %s was retired on %s", each.name, known.provider_model, known.retired_on)
     price = each.price or (known.price if known else None)
@@ -109,9 +113,9 @@ def _deployment(
         name=each.name,
         model=each.model,
         provider=each.provider,
-        kind=kind,
+        kind=provider.kind,
         provider_model=each.at_provider,
-        can=_able(each, known, can_of(kind, each.at_provider)),
+        can=_able(each, known, can_of(provider, each.at_provider)),
         price=price_of(price) if price else UNKNOWN_PRICE,
         region=each.region,
         quality=each.quality,
@@ -120,9 +124,11 @@ def _deployment(
 
 
 def _able(each: DeploymentSettings, known: KnownModel | None, can: Can) -> Can:
-    """`can`, with what the catalog knows beyond it, and no more than is wanted."""
+    """`can`, with what the catalog and the configuration know beyond it, and no more than is wanted."""
     if can.default_steps is None and known is not None:
         can = replace(can, default_steps=known.default_steps)
+    if each.seed is not None:
+        can = replace(can, parameters=can.parameters | SEED if each.seed else can.parameters - SEED, one_seed=each.seed)
     if each.tasks is None:
         return can
     tasks = can.tasks.intersection(each.tasks)

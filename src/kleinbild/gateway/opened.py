@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 
 from kleinbild.core.callers import Caller
-from kleinbild.core.deployments import Can, ProviderKind
+from kleinbild.core.deployments import Can
 from kleinbild.gateway import catalog
 from kleinbild.gateway.catalog import Catalog
 from kleinbild.gateway.configured import ProviderSettings
@@ -23,7 +23,7 @@ from kleinbild.gateway.routing.rules import Rule, read_rules
 from kleinbild.gateway.settings import ConfigurationError, Settings
 from kleinbild.providers.base import Provider
 from kleinbild.providers.hosted import Hosted
-from kleinbild.providers.kinds import CAPABILITIES, hosted
+from kleinbild.providers.kinds import capabilities, hosted
 from kleinbild.providers.on_machine import OnMachine, can
 from kleinbild.safety.fetch import Fetcher
 from kleinbild.storage import budgets, keys
@@ -127,9 +127,11 @@ def configured_budgets(settings: Settings) -> Iterator[Budget]:
         yield Budget(f"{CONFIGURED}{each.scope}.{each.subject}"[:64], each.amount, each.window, alerts=alerts, **of)
 
 
-def _can_of(local: Provider) -> Callable[[ProviderKind, str], Can]:
-    def can_of(kind: ProviderKind, model: str) -> Can:
-        return can(local.capabilities(model)) if kind == "local" else CAPABILITIES[kind](model)
+def _can_of(local: Provider) -> Callable[[ProviderSettings, str], Can]:
+    def can_of(provider: ProviderSettings, model: str) -> Can:
+        if provider.kind == "local":
+            return can(local.capabilities(model))
+        return capabilities(provider.kind, model, provider.base_url)
 
     return can_of
 

@@ -74,7 +74,8 @@ class ProviderError(KleinbildError):
 class Call:
     """`count` pictures of `work`, from the one with index `first` (its seed is `work.seed` + `first`), at the service's
     `model`. `id` is the attempt's: it goes along where a service keeps such a thing, so that bills can be compared.
-    `seconds` are left for all of it. `listener` is told of each step by the places that have steps."""
+    `seconds` are left for all of it. `listener` is told of each step by the places that have steps. `can` is what the
+    deployment does, where that is not for its name alone to tell."""
 
     id: str
     model: str
@@ -85,6 +86,7 @@ class Call:
     seconds: float = 600.0
     user: str | None = None
     listener: Listener | None = None
+    can: Can | None = None
 
 
 @dataclass(frozen=True, slots=True)

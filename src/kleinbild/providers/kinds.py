@@ -11,15 +11,13 @@ from kleinbild.providers import bfl, fal, openai, replicate, stability, together
 from kleinbild.providers.hosted import Hosted
 from kleinbild.safety.fetch import Fetcher
 
-CAPABILITIES: Mapping[ProviderKind, Callable[[str], Can]] = {
-    "openai": openai.capabilities,
+_CAPABILITIES: Mapping[ProviderKind, Callable[[str], Can]] = {
     "bfl": bfl.capabilities,
     "replicate": replicate.capabilities,
     "together": together.capabilities,
     "stability": stability.capabilities,
     "fal": fal.capabilities,
 }
-"""Of all but the engine on this machine, which says so itself."""
 _CLASSES = {
     "openai": (openai.OpenAI, openai.DEFAULT_URL),
     "bfl": (bfl.BlackForestLabs, bfl.DEFAULT_URL),
@@ -28,6 +26,13 @@ _CLASSES = {
     "stability": (stability.Stability, stability.DEFAULT_URL),
     "fal": (fal.Fal, fal.DEFAULT_URL),
 }
+
+
+def capabilities(kind: ProviderKind, model: str, base_url: str | None = None) -> Can:
+    """What a service does with its model of that name; not of the engine on this machine, which says so itself."""
+    if kind == "openai":
+        return openai.capabilities(model, base_url or openai.DEFAULT_URL)
+    return _CAPABILITIES[kind](model)
 
 
 def hosted(

@@ -1,7 +1,8 @@
 """OpenAI's images API, and every server that speaks it: another base URL is all that they take.
 
 OpenAI's own models (gpt-image and its kin) answer base64 alone, stream previews and count tokens. Of any other model
-nothing is assumed but the API's first fields, and base64 is asked for; a URL as the answer is followed.
+nothing is assumed but the API's first fields, and base64 is asked for; a URL as the answer is followed. Other servers
+are taken to know seeds, which OpenAI does not, unless the configuration says otherwise.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 from pydantic_core import from_json
@@ -30,6 +32,8 @@ from kleinbild.safety.fetch import Fetcher
 from kleinbild.safety.pictures import sniff
 
 DEFAULT_URL = "https://api.openai.com/v1"
+WITHOUT_SEEDS = ("api.openai.com", ".openai.azure.com")
+"""Hosts whose API has no field for them and refuses it."""
 RETIRED: Mapping[str, str] = {
     "dall-e-2": "gpt-image-1-mini",
     "dall-e-3": "gpt-image-2",
@@ -68,14 +72,16 @@ _CAUSES: Mapping[str, Cause] = {
 }
 
 
-def capabilities(model: str) -> Can:
+def capabilities(model: str, base_url: str = DEFAULT_URL) -> Can:
     if not is_openais(model):
+        seeds = not (urlsplit(base_url).hostname or "").endswith(WITHOUT_SEEDS)
         return Can(
             _TASKS,
-            _OF_OTHERS,
+            _OF_OTHERS | {"seed"} if seeds else _OF_OTHERS,
             sizes=_OTHERS,
             max_images=MAX_IMAGES,
             max_references=MAX_REFERENCES,
+            one_seed=seeds,
         )
     fidelity = _only_fidelity(model)
     return Can(
@@ -117,11 +123,11 @@ class OpenAI:
         fetcher: Fetcher | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        self._key = key
+        self._key, self._base_url = key, base_url
         self._wire = Wire(base_url, self._authorize, fetcher=fetcher, transport=transport)
 
     def can(self, model: str) -> Can:
-        return capabilities(model)
+        return capabilities(model, self._base_url)
 
     async def start(self, call: Call, watcher: Watcher = ignore) -> Answer:
         _check(call)
@@ -129,7 +135,7 @@ class OpenAI:
         response = await self._wire.send(
             "POST",
             "/images/edits" if call.inputs.references else "/images/generations",
-            **(await asyncio.to_thread(_body, call)),
+            **(await asyncio.to_thread(_body, call, call.can or self.can(call.model))),
             headers={"X-Client-Request-Id": call.id, "Idempotency-Key": call.id},
             seconds=call.seconds,
             read=events.read,
@@ -249,27 +255,30 @@ def _check(call: Call) -> None:
         raise ProviderError("a mask needs a picture", cause="invalid", acceptance="refused")
 
 
-def _body(call: Call) -> dict[str, Any]:
+def _body(call: Call, can: Can) -> dict[str, Any]:
     """The arguments of `Wire.send`: JSON, or a form with the pictures as files, which has all fields but `moderation`."""
     inputs = call.inputs
     if not inputs.references:
-        return {"json": _fields(call)}
+        return {"json": _fields(call, can)}
     if _is_json(call):
         mask = {} if inputs.mask is None else {"mask": _source(inputs.mask)}
-        return {"json": {**_fields(call), "images": [_source(file) for file in inputs.references], **mask}}
+        return {"json": {**_fields(call, can), "images": [_source(file) for file in inputs.references], **mask}}
     form = {
-        name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in _fields(call).items()
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in _fields(call, can).items()
     }
     return {"data": form, "files": _files(call.inputs.references, call.inputs.mask)}
 
 
-def _fields(call: Call) -> dict[str, Any]:
+def _fields(call: Call, can: Can) -> dict[str, Any]:
     work, openais = call.work, is_openais(call.model)
     fields: dict[str, Any] = {"model": call.model, "prompt": work.prompt, "n": call.count}
     if work.size is not None:
         fields["size"] = str(work.size)
     if call.user is not None:
         fields["user"] = call.user
+    if "seed" in can.parameters and call.count == 1:  # of several, some servers would make the same picture each time
+        fields["seed"] = work.seed + call.first
     if not openais:
         return {**fields, "response_format": "b64_json"}
     fields |= {"output_format": work.output_format, "background": work.background, "quality": work.quality}

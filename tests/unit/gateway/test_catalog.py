@@ -17,6 +17,7 @@ from kleinbild.gateway.catalog import FILE, Catalog, CatalogError, KnownPrice, c
 from kleinbild.gateway.configured import PriceSettings, ProviderSettings
 from kleinbild.gateway.deployments import aliases_of, deployments_of, key_of, limits_of, price_of, require_secrets
 from kleinbild.gateway.settings import ConfigurationError, Settings
+from kleinbild.providers.kinds import capabilities
 
 NEWER = 'version = "2099-01-01"\n'
 FACT = 'source = "somebody"\nread_on = 2099-01-01\n'
@@ -24,7 +25,7 @@ MODEL = f'[[models]]\nkind = "bfl"\nprovider_model = "m"\nconfidence = "low"\n[m
 BFL = {"name": "bfl", "kind": "bfl"}
 
 
-def can(_: ProviderKind, __: str) -> Can:
+def can(_: ProviderSettings, __: str) -> Can:
     return Can(frozenset({"image.generate", "image.edit"}), frozenset())
 
 
@@ -205,6 +206,21 @@ def test_a_place_is_asked_for_no_more_than_its_tasks() -> None:
             shipped(),
             lambda *_: Can(frozenset({"image.generate"}), frozenset()),
         )
+
+
+def test_a_server_may_be_said_to_take_a_seed_or_not() -> None:
+    def taking(**fields: object) -> Can:
+        provider = {"name": "o", "kind": "openai", "base_url": "http://127.0.0.1:9001/v1"}
+        found = settings(providers=[provider], deployments=[{"name": "d", "model": "m", "provider": "o", **fields}])
+        return deployments_of(found, shipped(), can_there)[-1].can
+
+    def can_there(provider: ProviderSettings, model: str) -> Can:
+        return can(provider, model) if provider.kind == "local" else capabilities("openai", model, provider.base_url)
+
+    assert ("seed" in taking().parameters, taking().one_seed) == (True, True)
+    assert ("seed" in taking(seed=False).parameters, taking(seed=False).one_seed) == (False, False)
+    assert "seed" not in taking(provider_model="gpt-image-2").parameters
+    assert "seed" in taking(provider_model="gpt-image-2", seed=True).parameters
 
 
 def test_the_catalog_knows_steps_that_an_adapter_cannot() -> None:

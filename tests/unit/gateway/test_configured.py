@@ -118,6 +118,7 @@ def test_what_may_be_paid_twice_stands_instead_of_on_unknown() -> None:
         (BOTH + 'price = { source = "a friend" }\n', "there is no amount in it", ""),
         (BOTH + "quality = 2\n", "deployments.alpha-sketch.quality is wrong: Input should be less than or equal to 1, given was 2", ""),
         (BOTH + 'tasks = ["image.paint"]\n', "deployments.alpha-sketch.tasks is wrong", ""),
+        ('[[deployments]]\nname = "x"\nmodel = "nano"\nprovider_model = "nano"\nprovider = "local"\nseed = true\n', "of the kind local it is known who takes a seed", "leave it out"),
         (BOTH + 'modle = "x"\n', "deployments.alpha-sketch.modle is not known", "did you mean model? deployments knows name, model,"),
         ('[[deployments]]\nmodel = "x"\nprovider = "local"\n', "deployments.#1.name is missing", "deployments knows name"),
         (PROVIDER + '[[deployments]]\nname = "x"\nmodel = "x"\nprovider = "alhpa"\n', "deployments.x.provider is wrong: there is no provider 'alhpa'", "did you mean alpha? providers are alpha, local"),

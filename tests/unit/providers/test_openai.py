@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx2
 import pytest
 from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent, ImagesResponse
 
+from kleinbild.core.deployments import Can
 from kleinbild.core.prices import BilledTokens
 from kleinbild.core.sizes import Size
 from kleinbild.providers import openai
@@ -121,6 +123,7 @@ def test_other_servers_are_asked_for_base64_and_nothing_that_they_may_not_know()
         "prompt": "a zeppelin at dawn",
         "n": 1,
         "size": "32x24",
+        "seed": 41,
         "response_format": "b64_json",
     }
 
@@ -445,9 +448,32 @@ def test_older_models_make_three_sizes_and_later_ones_any():
 
 def test_of_other_models_little_is_promised():
     can = capabilities(OTHER)
-    assert can.parameters == {"size", "mask", "user"}
+    assert (can.parameters, can.one_seed) == ({"size", "mask", "user"}, False)
     assert (can.formats, can.previews, can.max_images) == ({"png"}, False, 10)
     assert used(OpenAI, Service(httpx2.Response(200)), _can) == can
+
+
+@pytest.mark.parametrize("host", ["api.openai.com", "mine.openai.azure.com", "api.openai.com:443"])
+def test_openai_has_no_seeds_and_other_servers_do(host):
+    assert "seed" not in capabilities(OTHER, f"https://{host}/v1").parameters
+    here = capabilities(OTHER, "http://127.0.0.1:8000/v1")
+    assert ("seed" in here.parameters, here.one_seed) == (True, True)
+    assert "seed" not in capabilities(MODEL, "http://127.0.0.1:8000/v1").parameters
+
+
+@pytest.mark.parametrize(
+    ("count", "can", "sent"),
+    [
+        (1, Can(frozenset({"image.generate"}), frozenset({"seed"})), 43),
+        (1, Can(frozenset({"image.generate"}), frozenset()), None),
+        (2, Can(frozenset({"image.generate"}), frozenset({"seed"})), None),
+    ],
+    ids=["a picture", "a server without", "several, which one seed would make the same"],
+)
+def test_a_seed_is_sent_to_those_that_take_one(count, can, sent):
+    service = Service(httpx2.Response(200, json=answer(*[picture()] * count)))
+    started(OpenAI, service, replace(call(OTHER, first=2, count=count), can=can))
+    assert body(service).get("seed") == sent
 
 
 async def _can(provider):

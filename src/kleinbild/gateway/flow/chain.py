@@ -200,6 +200,7 @@ class Chain:
             count=part.count,
             seconds=max(0.1, min(self._left(), fleet.terms.call_seconds)),
             listener=self._listener,
+            can=deployment.can,
         )
         return self._services.attempts.begin(
             Running(attempt, deployment, fleet.place(deployment), call, measure, permit=permit)

@@ -130,7 +130,8 @@ def fit(asked: Asked, deployment: Deployment) -> Fit | Exclusion:
     for loss in losses:
         if loss.parameter == "mask" or loss.parameter in asked.required or asked.losses == "strict":
             return Exclusion(deployment.name, f"loses {loss.parameter}", str(loss))
-    return Fit(_calls(wanted, size, asked.size, can), tuple(losses), size)
+    most = 1 if can.one_seed and "seed" in asked.parameters else max(1, can.max_images)
+    return Fit(_calls(wanted, size, asked.size, can, most), tuple(losses), size)
 
 
 def told(losses: Sequence[Loss]) -> tuple[str, ...]:
@@ -170,10 +171,9 @@ def price_of(deployment: Deployment, calls: Sequence[Measure]) -> tuple[Decimal 
         return None, error.message
 
 
-def _calls(wanted: Measure, size: Size | None, asked_size: Size | None, can: Can) -> tuple[Measure, ...]:
+def _calls(wanted: Measure, size: Size | None, asked_size: Size | None, can: Can, most: int) -> tuple[Measure, ...]:
     steps = wanted.steps if wanted.steps is not None and "steps" in can.parameters else can.default_steps
     megapixels = wanted.megapixels if size is None or size == asked_size else size.area / MILLION
-    most = max(1, can.max_images)
     if wanted.images <= most:
         if steps == wanted.steps and megapixels is wanted.megapixels:
             return (wanted,)

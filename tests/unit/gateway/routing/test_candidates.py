@@ -72,6 +72,13 @@ def test_steps_as_the_place_makes_them_anyway_are_no_loss() -> None:
     assert decided(asked(steps=8, parameters={"steps": 8}), [fixed]).candidates[0].losses
 
 
+@pytest.mark.parametrize(("parameters", "calls"), [({"seed": 5}, [1, 1, 1]), ({}, [3])])
+def test_pictures_whose_seeds_are_asked_for_are_made_one_at_a_time(parameters: Any, calls: list[int]) -> None:
+    lonely = place("a", parameters=frozenset({"seed"}), max_images=4, one_seed=True)
+    three = asked(parameters=parameters, images=3)
+    assert [call.images for call in decided(three, [lonely]).candidates[0].fit.calls] == calls
+
+
 def test_what_a_place_does_anyway_is_no_loss() -> None:
     faithful = place("a", parameters=frozenset({"size"}), always=(("input_fidelity", "high"),))
     assert not decided(asked(parameters={"input_fidelity": "high"}), [faithful]).candidates[0].losses
