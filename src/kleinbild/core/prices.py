@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from decimal import ROUND_CEILING, Decimal
@@ -9,8 +10,17 @@ from types import MappingProxyType
 
 from kleinbild.core.errors import KleinbildError
 from kleinbild.core.money import ZERO
+from kleinbild.core.sizes import Size
 
 MILLION = Decimal(1_000_000)
+USUAL_MEGAPIXELS = Decimal("1.048576")
+"""Of 1024x1024, whose tokens are what services publish."""
+BASE_TOKENS, TILE_TOKENS = 65, 129
+FIDELITY_TOKENS = 6240
+"""Of a picture given: OpenAI scales its shorter side to 512 and counts squares of 512. A high input fidelity adds 4160 if
+it is a square, else these."""
+PREVIEW_TOKENS = 100
+"""Of a preview, as of a picture made."""
 NOTHING: Mapping[str, Decimal] = MappingProxyType({})
 
 
@@ -34,15 +44,20 @@ class Measure:
     """The work that a price, or a prediction of seconds, is a function of.
 
     `megapixels` are of one picture made, `input_megapixels` those of all references and the mask together, in millions of
-    pixels. `steps` is None where nobody said and the service decides. `tokens` are known only afterwards.
+    pixels. `steps` is None where nobody said and the service decides. `input_tokens` are those of all pictures given as far
+    as they can be told before, `most_input_tokens` the most that they can be; `previews` are of each picture. `tokens` are
+    known only afterwards.
     """
 
     images: int = 1
-    megapixels: Decimal = Decimal("1.048576")
+    megapixels: Decimal = USUAL_MEGAPIXELS
     input_megapixels: Decimal = ZERO
     steps: int | None = None
     quality: str = "auto"
     references: int = 0
+    input_tokens: int = 0
+    most_input_tokens: int = 0
+    previews: int = 0
     tokens: BilledTokens | None = None
 
 
@@ -53,7 +68,7 @@ class Price:
     For each picture: `per_image`; `by_quality`, a price by OpenAI's quality names ("auto" is looked up as such);
     `first_megapixel` and `per_megapixel`, which counts what is beyond the first if there is a first, else all;
     `per_input_megapixel`; `per_step`. For the request: `per_request` and, by tokens, `per_1m_…`. `tokens_by_quality` are
-    the output tokens of one picture, for a quote. With `whole_megapixels` each count of megapixels is rounded up.
+    the output tokens of one picture of 1024x1024, for a quote. With `whole_megapixels` each count of megapixels is rounded up.
     `version` names this price in the ledger; `source` and `read_on` (a date) say who says so.
     """
 
@@ -83,9 +98,18 @@ class Price:
             raise UnknownPriceError("no price is known", "set `price` of the deployment")
         return (self.per_request or ZERO) + self._pictures(measure) + self._tokens(measure)
 
-    def of_prompt(self, num_bytes: int) -> Decimal:
-        """The most that the prompt itself can cost, which a quote leaves out: no token is shorter than a byte."""
-        return (self.per_1m_input_text_tokens or ZERO) * num_bytes / MILLION
+    def beyond(self, measure: Measure, prompt_bytes: int) -> Decimal:
+        """The most that it can cost beyond the quote, which leaves out the prompt (no token is shorter than a byte), a high
+        fidelity to pictures given that nobody asked for, previews, and that a picture of more than 1024x1024 has more
+        tokens (by its area at most)."""
+        larger = max(ZERO, measure.megapixels / USUAL_MEGAPIXELS - 1)
+        made = PREVIEW_TOKENS * measure.previews + self.tokens_by_quality.get(measure.quality, ZERO) * larger
+        counted = (
+            (self.per_1m_input_text_tokens, prompt_bytes),
+            (self.per_1m_input_image_tokens, measure.most_input_tokens - measure.input_tokens),
+            (self.per_1m_output_image_tokens, made * measure.images),
+        )
+        return sum(((each or ZERO) * count for each, count in counted), ZERO) / MILLION
 
     def _pictures(self, measure: Measure) -> Decimal:
         each = self.per_image or ZERO
@@ -114,17 +138,25 @@ class Price:
         output = self.per_1m_output_image_tokens
         tokens = measure.tokens
         if tokens is None:
+            given = (self.per_1m_input_image_tokens or ZERO) * measure.input_tokens / MILLION
             if output is None:
-                return ZERO
+                return given
             if measure.quality not in self.tokens_by_quality:
                 raise UnknownPriceError(f"no number of tokens is known for the quality {measure.quality!r}", "")
-            return output * self.tokens_by_quality[measure.quality] * measure.images / MILLION
+            return given + output * self.tokens_by_quality[measure.quality] * measure.images / MILLION
         counted = (
             (self.per_1m_input_text_tokens, tokens.input_text),
             (self.per_1m_input_image_tokens, tokens.input_image),
             (output, tokens.output_image),
         )
         return sum(((each or ZERO) * count for each, count in counted), ZERO) / MILLION
+
+
+def tokens_given(size: Size) -> tuple[int, int]:
+    """Of a picture that is given: with a low fidelity to it, and with a high one."""
+    shorter, longer = sorted((size.width, size.height))
+    low = BASE_TOKENS + TILE_TOKENS * math.ceil(longer / shorter)
+    return low, low + FIDELITY_TOKENS
 
 
 _AMOUNTS = [part for part in fields(Price) if part.name.startswith(("per_", "first_"))]

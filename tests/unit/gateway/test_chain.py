@@ -101,6 +101,8 @@ class Scripted:
             act = "pictures"
         if isinstance(act, Exception):
             raise act
+        if isinstance(act, Answer):
+            return act
         if act == "accept":
             return Accepted({"task": call.id})
         if act == "hang":
@@ -122,11 +124,18 @@ class World:
         return await made.run(fresh=fresh)
 
     def prepared(
-        self, n: int = 1, *, keep: str = "job_1", size: Size | None = None, num_previews: int = 0, **terms: Any
+        self,
+        n: int = 1,
+        *,
+        keep: str = "job_1",
+        size: Size | None = None,
+        num_previews: int = 0,
+        measure: Measure | None = None,
+        **terms: Any,
     ) -> Chain:
         work = ImageWork("image.generate", "a fox", "sketch", seed=7, n=n, size=size, num_previews=num_previews)
         megapixels = Measure().megapixels if size is None else size.area / Decimal(1_000_000)
-        measure = Measure(images=n, megapixels=megapixels)
+        measure = measure or Measure(images=n, megapixels=megapixels)
         asked = Asked(model="sketch", task="image.generate", measure=measure, size=size)
         decision = decide(asked, self.deployments, {}, self.services.fleet.predictor, (), 0.0)
         usual: dict[str, Any] = {

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from kleinbild.core.callers import LOCAL
 from kleinbild.core.jobs import ImageWork, PictureRef
+from kleinbild.core.prices import FIDELITY_TOKENS
+from kleinbild.core.sizes import Size
 from kleinbild.gateway.deployments import Alias
 from kleinbild.gateway.errors import ApiError
-from kleinbild.gateway.flow.route import model_of, policy_of, wish_of
+from kleinbild.gateway.flow.route import _measure, model_of, policy_of, wish_of
 from kleinbild.gateway.flow.submit import fingerprint
 from kleinbild.gateway.settings import Settings
 from kleinbild.gateway.wanted import Pictures, Wanted, read
+from kleinbild.providers.base import Inputs
 from tests.unit.gateway import fleets
 
 BOTH = fleets.models("nano", "nano-base")
@@ -61,6 +67,16 @@ def test_a_key_for_one_request_is_not_one_for_another(changed: dict[str, Any]) -
         fingerprint("/v1/images/edits", each, seed_drawn=True) for each in (work, replace(work, **changed))
     )
     assert first != second
+
+
+def test_pictures_given_are_measured_in_tokens_too() -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 96)).save(out, "PNG")
+    work = ImageWork("image.edit", "a fox", "sketch", seed=1, size=Size(512, 512), num_previews=2)
+    measure = asyncio.run(_measure(SimpleNamespace(), work, Inputs((out.getvalue(),), out.getvalue())))  # type: ignore[arg-type]
+    each = 65 + 2 * 129
+    assert (measure.input_tokens, measure.most_input_tokens) == (2 * each, 2 * (each + FIDELITY_TOKENS))
+    assert (measure.references, measure.previews) == (1, 2)
 
 
 @pytest.mark.parametrize(

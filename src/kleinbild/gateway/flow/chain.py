@@ -246,7 +246,7 @@ class Chain:
             if self._fleet.terms.unknown_price_reserve is None:
                 raise
             return None, self._fleet.terms.unknown_price_reserve
-        return quoted, quoted + deployment.price.of_prompt(len(self._job.work.prompt.encode()))
+        return quoted, quoted + deployment.price.beyond(measure, len(self._job.work.prompt.encode()))
 
     def _take(self, candidate: Candidate, part: Part, ended: Ended) -> bool:
         """Whether it brought the pictures."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from kleinbild.core.deployments import Parameter
 from kleinbild.core.errors import KleinbildError, PictureError
 from kleinbild.core.jobs import ImageWork
-from kleinbild.core.prices import Measure
+from kleinbild.core.prices import Measure, tokens_given
 from kleinbild.core.sizes import Size
 from kleinbild.gateway.errors import ApiError
 from kleinbild.gateway.flow.chain import PATIENCE_SECONDS
@@ -174,6 +174,7 @@ def policy_of(services: Services, caller: Caller, wish: Wish) -> tuple[Policy, s
 async def _measure(services: Services, work: ImageWork, inputs: Inputs) -> Measure:
     files = (*inputs.references, *((inputs.mask,) if inputs.mask else ()))
     sizes = [_size(file) for file in files] if files else []
+    tokens = [tokens_given(each) for each in sizes]
     size = work.size or (sizes[0] if inputs.references else services.fleet.usual_size(work.model) or USUAL_SIZE)
     return Measure(
         images=work.n,
@@ -182,6 +183,9 @@ async def _measure(services: Services, work: ImageWork, inputs: Inputs) -> Measu
         steps=work.steps,
         quality=work.quality,
         references=len(inputs.references),
+        input_tokens=sum(low for low, _ in tokens),
+        most_input_tokens=sum(high for _, high in tokens),
+        previews=work.num_previews,
     )
 
 

@@ -108,6 +108,8 @@ class Exclusion:
 def fit(asked: Asked, deployment: Deployment) -> Fit | Exclusion:
     """Depends on what is asked and what the place can do, not on the time nor on how it is."""
     can, wanted = deployment.can, asked.measure
+    if wanted.input_tokens and _is_faithful(asked, can):
+        wanted = replace(wanted, input_tokens=wanted.most_input_tokens)
     if asked.task not in can.tasks:
         return Exclusion(deployment.name, "task", f"it does not do {asked.task}, but {', '.join(sorted(can.tasks))}")
     if wanted.references > can.max_references:
@@ -169,6 +171,12 @@ def price_of(deployment: Deployment, calls: Sequence[Measure]) -> tuple[Decimal 
         return quote(deployment.price, calls), ""
     except UnknownPriceError as error:
         return None, error.message
+
+
+def _is_faithful(asked: Asked, can: Can) -> bool:
+    """Whether pictures given are looked at with high fidelity, which is charged for."""
+    is_asked_for = asked.parameters.get("input_fidelity") == "high"
+    return can.does("input_fidelity", "high") and (is_asked_for or "input_fidelity" not in can.parameters)
 
 
 def _calls(wanted: Measure, size: Size | None, asked_size: Size | None, can: Can, most: int) -> tuple[Measure, ...]:
