@@ -122,7 +122,11 @@ class ModeratedError(PlacesError):
 
 
 class BusyError(PlacesError):
-    pass
+    """All places are given a rest or are at their limits; `retry_after` seconds later that may be otherwise."""
+
+    def __init__(self, message: str, hint: str = "", *, retry_after: float = 1.0) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
 
 
 class LateError(PlacesError):

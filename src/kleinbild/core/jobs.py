@@ -70,13 +70,15 @@ class MadePicture:
 
 @dataclass(frozen=True, slots=True)
 class JobError:
-    """Why there is no picture, in the fields of OpenAI's error object; `status` is the HTTP status of its answer."""
+    """Why there is no picture, in the fields of OpenAI's error object; `status` is the HTTP status of its answer, and
+    `retry_after` the seconds after which asking again may help, where that is known."""
 
     message: str
     type: str = "server_error"
     code: str | None = None
     param: str | None = None
     status: int = 500
+    retry_after: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Literal
@@ -64,7 +65,8 @@ class ApiError(Exception):
 
     @classmethod
     def of_job(cls, error: JobError) -> ApiError:
-        return cls(error.status, error.message, type=error.type, code=error.code, param=error.param)
+        headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        return cls(error.status, error.message, type=error.type, code=error.code, param=error.param, headers=headers)
 
     @classmethod
     def of(cls, error: errors.KleinbildError) -> ApiError:
@@ -99,7 +101,7 @@ STATUS_OF: tuple[tuple[type[errors.KleinbildError], int, str], ...] = (
     (errors.ModelError, 503, "model_unavailable"),
     (errors.NoPlaceError, 400, "no_deployment"),
     (errors.ModeratedError, 400, "moderation_blocked"),
-    (errors.BusyError, 429, "rate_limit_exceeded"),
+    (errors.BusyError, 503, "no_deployment"),
     (errors.LateError, 504, "deadline_exceeded"),
     (errors.UnsureError, 502, "outcome_unknown"),
     (errors.PlacesError, 502, "no_deployment_succeeded"),
@@ -141,7 +143,8 @@ def job_error(error: errors.KleinbildError) -> JobError:
     )
     param = next((param for kind, param in PARAM_OF if isinstance(error, kind)), None)
     kind = TYPE_OF.get(code) or ("invalid_request_error" if status < 500 else "server_error")
-    return JobError(_sentence(error), kind, code, param, status)
+    later = max(1, math.ceil(error.retry_after)) if isinstance(error, errors.BusyError) else None
+    return JobError(_sentence(error), kind, code, param, status, later)
 
 
 def _sentence(error: errors.KleinbildError) -> str:

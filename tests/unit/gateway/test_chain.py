@@ -280,10 +280,33 @@ def test_moderated_content_is_not_taken_to_somebody_who_may_not_mind(tmp_path: P
 
 def test_all_at_their_limits_is_told_as_that(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        with pytest.raises(BusyError):
+        with pytest.raises(BusyError) as caught:
             await world.chain(deadline=world.services.fleet.clock() + 0.2)
+        assert caught.value.retry_after == 9
 
     run(tmp_path, scenario, a=Scripted([refusal("rate_limited", retry_after=9)]))
+
+
+def test_all_at_rest_or_at_their_limits_is_for_now_and_says_for_how_long(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        fleet = world.services.fleet
+        fleet.circuits = Circuits(Tolerance(consecutive=1, open_seconds=40))
+        fleet.circuits.failed(fleet.permit(world.deployments[0]), refusal("overloaded"))
+        with pytest.raises(BusyError, match=r"a: a has failed lately.*; b: it is rate_limited") as caught:
+            await world.chain(max_attempts=1)
+        assert 20 < caught.value.retry_after <= 30
+        assert not world.places["a"].asked
+
+    run(tmp_path, scenario, a=Scripted(["pictures"]), b=Scripted([refusal("rate_limited", retry_after=30)]))
+
+
+def test_a_place_that_is_broken_among_those_at_rest_is_told_as_that(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        with pytest.raises(PlacesError) as caught:
+            await world.chain()
+        assert not isinstance(caught.value, BusyError)
+
+    run(tmp_path, scenario, a=Scripted([refusal("credit")]), b=Scripted([refusal("rate_limited", retry_after=30)]))
 
 
 @pytest.mark.parametrize("policy", ["never", "after_collect"])

@@ -8,10 +8,15 @@ import logging
 import httpx2
 import pytest
 from fastapi import Request
+from pydantic import TypeAdapter
+from pydantic_core import to_json
 
+from kleinbild.core.errors import BusyError, PlacesError
+from kleinbild.core.jobs import ImageWork, Job, JobError, Outcome
+from kleinbild.gateway.api.waiting import require_pictures
 from kleinbild.gateway.app import create_app
 from kleinbild.gateway.bodies import read_form, read_json
-from kleinbild.gateway.errors import client_gone
+from kleinbild.gateway.errors import ApiError, client_gone, job_error
 from kleinbild.gateway.settings import Settings
 from tests.unit.gateway.serving import serving
 
@@ -78,3 +83,19 @@ async def test_a_client_that_has_gone_is_a_problem_too() -> None:
     async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
         answer = await client.get("/gone", headers={"accept": "application/problem+json"})
     assert (answer.status_code, answer.json()["title"]) == (499, "Client Closed Request")
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.2, "1"), (8.1, "9")])
+def test_a_job_for_which_no_place_could_be_asked_is_503_and_says_when_to_come_back(seconds: float, told: str) -> None:
+    kept = TypeAdapter(JobError).validate_json(to_json(job_error(BusyError("all rest", retry_after=seconds))))
+    work = ImageWork("image.generate", "a fox", "nano", 1)
+    job = Job("job_1", "key", "p", work, created_at=1, status="failed", outcome=Outcome("failed", error=kept))
+    with pytest.raises(ApiError) as caught:
+        require_pictures(job)
+    assert (caught.value.status, caught.value.type, caught.value.code) == (503, "server_error", "no_deployment")
+    assert caught.value.headers == {"Retry-After": told, "x-kleinbild-decision": "dec_1"}
+
+
+def test_other_failures_do_not_say_when_to_come_back() -> None:
+    error = ApiError.of(PlacesError("none made it"))
+    assert (error.status, error.headers) == (502, {})

@@ -125,7 +125,7 @@ def require_pictures(job: Job) -> None:
         )
     if job.outcome is not None and job.outcome.error is not None:
         error = ApiError.of_job(job.outcome.error)
-        error.headers = answers.place_headers(job)
+        error.headers |= answers.place_headers(job)
         raise error
     if job.status == "cancelled":
         raise ApiError(409, f"the job {job.id} was cancelled", code="cancelled")

@@ -8,13 +8,14 @@ policy `on_unknown` says. One deadline and one sum of money bound all of it.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import count
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from kleinbild.core.deployments import Deployment
 from kleinbild.core.errors import (
@@ -384,14 +385,25 @@ def failure_of(failures: Sequence[tuple[Candidate, KleinbildError]]) -> Kleinbil
         return own[-1]
     said = "; ".join(dict.fromkeys(f"{each.deployment.name}: {error.message}" for each, error in failures))
     causes = {error.cause for error in errors if isinstance(error, ProviderError)}
-    if causes == {"rate_limited"}:
-        return BusyError(f"all places are at their limits ({said})", "try again later")
+    waits = [error.retry_after or 1.0 for error in errors if _rests(error)]
+    if len(waits) == len(errors):
+        seconds = min(waits)
+        return BusyError(
+            f"no place can be asked just now ({said})",
+            f"try again in {max(1, math.ceil(seconds))} s",
+            retry_after=seconds,
+        )
     if causes == {"timeout"}:
         return LateError(f"no place was done in time ({said})", "try again, or allow more seconds")
     if causes == {"invalid"}:
         return NoPlaceError(f"no place takes the request ({said})", "change it as they say")
     assert last is not None
     return PlacesError(f"no place made the picture ({said})", "try again later; the decision names all that was tried")
+
+
+def _rests(error: KleinbildError) -> TypeGuard[ProviderError]:
+    """It was not asked, or was and had no room: nothing is wrong with the request, nor with the place."""
+    return isinstance(error, ProviderError) and (error.cause == "rate_limited" or isinstance(error, RestingError))
 
 
 def fitted(work: ImageWork, candidate: Candidate) -> ImageWork:
