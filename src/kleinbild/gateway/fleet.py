@@ -146,10 +146,11 @@ class Fleet:
 
     def become(self, other: Fleet) -> None:
         """Takes over another's configuration; what has been learned of the places, and how they do, stays. Calls that are
-        under way end where they began."""
+        under way end where they began, and count on."""
         self._former.extend(self.places.values())
-        for name in ("deployments", "places", "limits", "hedges", "default_model", "aliases", "rules", "terms"):
+        for name in ("deployments", "places", "hedges", "default_model", "aliases", "rules", "terms"):
             setattr(self, name, getattr(other, name))
+        self.limits.become(other.limits)
 
     async def close(self) -> None:
         for place in (*self.places.values(), *self._former):

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from kleinbild.gateway.limits.counters import CountersError, Draw, Drawn
 from kleinbild.gateway.limits.memory import MemoryCounters
 from kleinbild.gateway.limits.providers import ProviderLimit, ProviderLimits
+from kleinbild.gateway.routing.candidates import Standing
 from kleinbild.providers.hosted import ProviderError
+from tests.unit.gateway.fleets import deployment, fleet
+from tests.unit.gateway.test_chain import _until
 
 pytestmark = pytest.mark.anyio
 
@@ -74,7 +77,7 @@ def test_never_more_is_let_through_than_the_limit_and_what_was_saved_up(
     asyncio.run(run())
 
 
-def limits(counters: MemoryCounters | None = None, **of_provider: int) -> ProviderLimits:
+def limits(counters: MemoryCounters | None = None, **of_provider: int | None) -> ProviderLimits:
     return ProviderLimits({"bfl": ProviderLimit(**of_provider)}, counters)
 
 
@@ -136,6 +139,61 @@ async def test_a_slot_is_free_again_however_its_request_ended() -> None:
         assert bounded.waiting("bfl") == 0
     async with bounded.slot("bfl", 1, soon()):
         assert bounded.active("bfl") == 1
+
+
+async def test_who_is_let_in_while_he_goes_away_leaves_his_place_to_the_next() -> None:
+    bounded = limits(max_active=1)
+    async with bounded.slot("bfl", 1, soon()):
+        going, staying = (asyncio.create_task(_hold(bounded)) for _ in range(2))
+        await asyncio.sleep(0.005)
+    going.cancel()  # his turn has come, and he has not had it yet
+    await asyncio.gather(going, return_exceptions=True)
+    await staying
+    assert (bounded.active("bfl"), bounded.waiting("bfl")) == (0, 0)
+
+
+async def _hold(bounded: ProviderLimits) -> None:
+    async with bounded.slot("bfl", 1, soon()):
+        await asyncio.sleep(0)
+
+
+async def test_calls_under_way_count_on_over_a_change_of_configuration() -> None:
+    now = fleet(deployment("bfl"), limits=limits(max_active=2))
+    done = [asyncio.Event() for _ in range(6)]
+    begun: list[int] = []
+
+    async def ask(number: int) -> None:
+        async with now.slot(now.deployments["bfl"], 1, 60):
+            begun.append(number)
+            await done[number].wait()
+
+    def become(most: int | None) -> None:
+        now.become(fleet(deployment("bfl"), limits=limits(max_active=most)))
+
+    asking = [asyncio.create_task(ask(number)) for number in range(6)]
+    await _until(lambda: begun == [0, 1])
+    become(1)
+    assert now.standings(0.0)["bfl"] == Standing(active=2, max_active=1)
+    done[0].set()
+    await asyncio.sleep(0.01)
+    assert begun == [0, 1]
+    done[1].set()
+    await _until(lambda: begun == [0, 1, 2])
+    become(3)
+    await _until(lambda: begun == [0, 1, 2, 3, 4])
+    become(None)
+    await _until(lambda: len(begun) == 6)
+    for each in done:
+        each.set()
+    await asyncio.gather(*asking)
+    assert (now.limits.active("bfl"), now.limits.waiting("bfl")) == (0, 0)
+
+
+async def test_what_was_taken_of_a_minute_stays_taken() -> None:
+    bounded = limits(images_per_minute=10)
+    async with bounded.slot("bfl", 10, soon()):
+        bounded.become(limits(images_per_minute=10))
+    assert "10 images a minute" in (await refused(bounded)).message
 
 
 async def test_who_would_have_to_wait_too_long_for_the_next_minute_is_told_at_once() -> None:

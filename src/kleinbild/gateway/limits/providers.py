@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,10 +36,50 @@ class ProviderLimit:
     images_per_minute: int | None = None
 
 
+class _Places:
+    """So many at once, in the order in which they came; unlike a semaphore's, `most` may change meanwhile."""
+
+    def __init__(self, most: int | None) -> None:
+        self.most, self._taken = most, 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def is_full(self) -> bool:
+        return self.most is not None and self._taken >= self.most
+
+    async def enter(self) -> None:
+        if not self.is_full:
+            self._taken += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # let in at the same moment
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        self._taken -= 1
+        self._let_in()
+
+    def resize(self, most: int | None) -> None:
+        self.most = most
+        self._let_in()
+
+    def _let_in(self) -> None:
+        while self._waiting and not self.is_full:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._taken += 1
+                turn.set_result(None)
+
+
 @dataclass(slots=True, eq=False)
 class _Provider:
     limit: ProviderLimit
-    places: asyncio.Semaphore | None
+    places: _Places
     line: asyncio.Lock = field(default_factory=asyncio.Lock)
     active: int = 0
     waiting: int = 0
@@ -56,6 +97,13 @@ class ProviderLimits:
     ) -> None:
         self._limits, self._counters, self._clock = dict(limits or {}), counters or MemoryCounters(), clock
         self._providers: dict[str, _Provider] = {}
+
+    def become(self, other: ProviderLimits) -> None:
+        """Takes over another's limits. What is under way and what waits count on, by the provider's name."""
+        self._limits = other._limits
+        for name, known in self._providers.items():
+            known.limit = self.limit(name)
+            known.places.resize(known.limit.max_active)
 
     def limit(self, provider: str) -> ProviderLimit:
         return self._limits.get(provider, ProviderLimit())
@@ -78,7 +126,7 @@ class ProviderLimits:
             try:
                 await self._in_line(known, provider, images, deadline)
             except BaseException:
-                _leave(known)
+                known.places.leave()
                 raise
         finally:
             known.waiting -= 1
@@ -87,14 +135,12 @@ class ProviderLimits:
             yield
         finally:
             known.active -= 1
-            _leave(known)
+            known.places.leave()
 
     async def _enter(self, known: _Provider, provider: str, deadline: float) -> None:
-        if known.places is None:
-            return
         try:
-            async with asyncio.timeout(max(0.0, deadline - self._clock()) if known.places.locked() else None):
-                await known.places.acquire()
+            async with asyncio.timeout(max(0.0, deadline - self._clock()) if known.places.is_full else None):
+                await known.places.enter()
         except TimeoutError as error:
             said = f"{provider} takes {known.limit.max_active} requests at once, and none ended in time"
             raise NoSlotError(said) from error
@@ -138,14 +184,8 @@ class ProviderLimits:
         known = self._providers.get(name)
         if known is None:
             limit = self.limit(name)
-            places = None if limit.max_active is None else asyncio.Semaphore(limit.max_active)
-            known = self._providers[name] = _Provider(limit, places)
+            known = self._providers[name] = _Provider(limit, _Places(limit.max_active))
         return known
-
-
-def _leave(known: _Provider) -> None:
-    if known.places is not None:
-        known.places.release()
 
 
 def _draws(provider: str, limit: ProviderLimit, images: int) -> list[tuple[str, Draw]]:
