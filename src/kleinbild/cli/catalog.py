@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kleinbild.cli import options
-from kleinbild.cli.terminal import result, result_json, result_table
+from kleinbild.cli.terminal import printable, result, result_json
 from kleinbild.core.money import written
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ UNITS = {
     "per_1m_input_image_tokens": "1M tokens of pictures given",
     "per_1m_output_image_tokens": "1M tokens of pictures made",
 }
+WIDTH, INDENT = 100, "    "
 catalog = typer.Typer(help="Prices of hosted services, as far as they are known.", no_args_is_help=True)
 
 
@@ -38,7 +40,7 @@ def show(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show each price in US dollars, who says so, when, and how far to trust it.
+    """Show each price in US dollars, how far to trust it, when it was so and who says so.
 
     It is the catalog that came with this version, or a newer catalog.toml in the server's data folder.
     """
@@ -49,8 +51,8 @@ def show(
     if as_json:
         result_json(found.model_dump(mode="json", exclude_defaults=True))
         return
-    columns = ("service", "model", "price", "source", "date", "confidence", "note")
-    result_table(columns, [_row(each) for each in found.models])
+    for line in (line for each in found.models for line in _lines(each)):
+        result(line)
 
 
 @catalog.command()
@@ -65,18 +67,19 @@ def check(
     result(f"{file} is a catalog of {found.version}, {newer} than {shipped().version}: {len(found.models)} models")
 
 
-def _row(model: KnownModel) -> tuple[str, ...]:
-    note = f"retired on {model.retired_on}" if model.retired_on else ""
+def _lines(model: KnownModel) -> Iterator[str]:
+    """The model and, below it, its price, what to think of it and what else is to be known: none wider than `WIDTH`."""
+    yield printable(f"{model.kind} {model.provider_model}")
     price = model.price
-    date = "-" if price is None else price.as_of or price.read_on
-    source = "-" if price is None else price.source
-    told = "; ".join(filter(None, (note, model.note)))
-    return model.kind, model.provider_model, _price(price), source, date, model.confidence, told
+    said = "" if price is None else f", {price.as_of or price.read_on}, {price.source}"
+    retired = f"retired on {model.retired_on}" if model.retired_on else ""
+    for text in filter(None, (_price(price), f"confidence {model.confidence}{said}", retired, model.note)):
+        yield from wrap(printable(text), WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)
 
 
 def _price(price: KnownPrice | None) -> str:
     if price is None:
-        return "unknown"
+        return "unknown price"
     tokens = f" ({_listed(price.tokens_by_quality)} tokens)" if price.tokens_by_quality else ""
     return " + ".join(_parts(price)) + tokens
 

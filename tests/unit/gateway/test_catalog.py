@@ -281,9 +281,14 @@ def test_the_command_shows_each_price_with_source_date_and_confidence(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KLEINBILD_SERVER__DATA", str(tmp_path))
     assert invoke(["catalog", "show"]) == 0
-    [line] = [line for line in capsys.readouterr().out.splitlines() if "flux-2-klein-9b" in line]
-    assert "0.015 for the first megapixel + 0.002 for each further + 0.002 for a megapixel given" in line
-    assert all(word in line for word in ("github.com/black-forest-labs/skills", "2026-02", "high"))
+    lines = capsys.readouterr().out.splitlines()
+    place = lines.index("bfl flux-2-klein-9b")
+    assert lines[place + 1 : place + 3] == [
+        "    0.015 for the first megapixel + 0.002 for each further + 0.002 for a megapixel given",
+        "    confidence high, 2026-02, github.com/black-forest-labs/skills",
+    ]
+    assert max(map(len, lines)) <= 100
+    assert sum(not line.startswith(" ") for line in lines) == len(shipped().models)
     (tmp_path / FILE).write_text(NEWER + MODEL)
     assert invoke(["catalog", "show", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
