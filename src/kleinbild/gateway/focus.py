@@ -34,6 +34,7 @@ COLUMNS = (
     "ConsumedUnit",
     "ContractedCost",
     "EffectiveCost",
+    "InvoiceId",
     "InvoiceIssuerName",
     "ListCost",
     "PricingCategory",
@@ -85,10 +86,10 @@ def usage_row(entry: Entry) -> Row:
         "ChargeCategory": "Usage",
         "ChargeClass": None,
         "ChargeDescription": f"{pictures} of {attempt.model} by {attempt.provider}{outcome}",
-        "ConsumedQuantity": written(attempt.megapixels * attempt.count),
+        "ConsumedQuantity": _number(attempt.megapixels * attempt.count),
         "ConsumedUnit": "Megapixels",
         "PricingCategory": "Standard",
-        "PricingQuantity": str(attempt.count),
+        "PricingQuantity": _number(Decimal(attempt.count)),
         "PricingUnit": "Images",
     }
 
@@ -114,7 +115,7 @@ def _row(entry: Entry, cost: Decimal, billed_at: float) -> Row:
     attempt = entry.attempt
     start, end = _month(billed_at)
     return {
-        **{column: written(cost) for column in ("BilledCost", "ContractedCost", "EffectiveCost", "ListCost")},
+        **{column: _number(cost) for column in ("BilledCost", "ContractedCost", "EffectiveCost", "ListCost")},
         "BillingAccountId": attempt.provider,
         "BillingAccountName": attempt.provider,
         "BillingAccountType": "Provider",
@@ -124,6 +125,7 @@ def _row(entry: Entry, cost: Decimal, billed_at: float) -> Row:
         "ChargeFrequency": "Usage-Based",
         "ChargePeriodEnd": _time(max(math.ceil(entry.ended_at or 0), int(attempt.created_at) + 1)),
         "ChargePeriodStart": _time(int(attempt.created_at)),
+        "InvoiceId": None,  # of an invoice nothing is known
         "PricingCurrency": "USD",
         **_service(attempt),
         "SubAccountId": attempt.project,
@@ -158,6 +160,12 @@ def _service(attempt: Attempt) -> Row:
         "SkuMeter": "Images",
         "SkuPriceId": attempt.provider_model,
     }
+
+
+def _number(value: Decimal) -> str:
+    """With a point, by which readers tell a decimal from a whole number although a whole column has none."""
+    text = written(value)
+    return text if "." in text else f"{text}.0"
 
 
 def _month(at: float) -> tuple[float, float]:

@@ -153,6 +153,21 @@ MANDATORY = (
     "ListCost PricingQuantity PricingUnit ProviderName PublisherName ServiceCategory ServiceName"
 ).split()
 NEVER_NULL = set(MANDATORY) - {"ChargeClass", "PricingQuantity", "PricingUnit"}
+IF_THERE_ARE_SUCH = (
+    "BillingAccountType ConsumedQuantity ConsumedUnit PricingCategory ResourceId ResourceName ResourceType SubAccountId "
+    "SubAccountName SubAccountType Tags"
+).split()
+RECOMMENDED = "ChargeFrequency InvoiceId ServiceSubcategory".split()
+ALLOWED: dict[str, set[str | None]] = {
+    "ChargeCategory": {"Usage", "Purchase", "Tax", "Credit", "Adjustment"},
+    "ChargeClass": {None, "Correction"},
+    "ChargeFrequency": {"One-Time", "Recurring", "Usage-Based"},
+    "PricingCategory": {None, "Standard", "Dynamic", "Committed", "Other"},
+    "ServiceCategory": {"AI and Machine Learning"},
+    "ServiceSubcategory": {"Generative AI"},
+    "BillingCurrency": {"USD"},
+    "InvoiceId": {None},
+}
 DONE = Entry(
     an_attempt(count=2), "done", cost=Decimal("0.06"), reported=Decimal("0.06"), request_id="r", ended_at=NOON + 7.5
 )
@@ -171,10 +186,11 @@ def rows() -> list[focus.Row]:
 def test_every_row_keeps_to_what_focus_demands(row: focus.Row) -> None:
     assert row.keys() == set(focus.COLUMNS)
     assert all(re.fullmatch("[A-Z][A-Za-z]+|x_[A-Z][A-Za-z]+", column) for column in row)
-    assert set(MANDATORY) <= row.keys()
+    assert {*MANDATORY, *IF_THERE_ARE_SUCH, *RECOMMENDED} <= row.keys()
+    assert all(row[column] in allowed for column, allowed in ALLOWED.items())
     assert all(row[column] for column in NEVER_NULL)
-    for column in (column for column in focus.COLUMNS if column.endswith(("Cost", "Quantity"))):
-        assert row[column] is None or re.fullmatch(r"-?\d+(\.\d+)?", row[column] or "")
+    for column in (column for column in focus.COLUMNS if re.fullmatch("[A-Z].*(Cost|Quantity)", column)):
+        assert row[column] is None or re.fullmatch(r"-?\d+\.\d+", row[column] or "")
     for period in ("BillingPeriod", "ChargePeriod"):
         start, end = row[f"{period}Start"], row[f"{period}End"]
         assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", at or "") for at in (start, end))
@@ -197,7 +213,7 @@ def test_a_charge_says_what_was_bought_when_and_where() -> None:
         "ChargePeriodEnd": "2027-01-15T12:00:08Z",
         "ChargeDescription": "2 pictures of flux-2-klein by fal",
         "ConsumedQuantity": "2.097152",
-        "PricingQuantity": "2",
+        "PricingQuantity": "2.0",
         "SkuId": "fal-ai/flux-2/klein",
         "SubAccountId": "p",
         "x_QuotedCost": "0.03",
