@@ -154,9 +154,22 @@ def test_everything_that_openais_models_take_is_as_described(urls: dict[str, str
         output_format="webp",
         compression=70,
         num_previews=3,
+        moderation="low",
         size=Size(1536, 1024),
     )
     assert len(started("openai", urls["openai"], asked).pictures) == 1
+
+
+@pytest.mark.parametrize("moderation", ["auto", "low"], ids=["form", "json"])
+def test_how_pictures_are_to_be_looked_at_is_asked_for_as_described(urls: dict[str, str], moderation: str) -> None:
+    file, mask = picture(size=(64, 64)), picture(size=(64, 64), mode="RGBA")
+    asked = call("openai", (file,), mask, input_fidelity="high", moderation=moderation)
+    assert len(started("openai", urls["openai"], asked).pictures) == 1
+
+
+def test_how_far_an_edit_may_go_is_asked_for_as_described(urls: dict[str, str]) -> None:
+    asked = call("stability", (picture(size=(64, 64)),), strength=0.25)
+    assert len(started("stability", urls["stability"], asked).pictures) == 1
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("openai", {"quality": "bogus"}), ("stability", {"guidance": 99.0})])
