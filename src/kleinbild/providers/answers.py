@@ -124,6 +124,20 @@ async def parsed(response: httpx2.Response) -> dict[str, Any]:
     return body
 
 
+def name_in(told: Mapping[str, Any], field: str) -> str:
+    """Of work that was taken on: what it is found by. Raises ProviderError."""
+    name = told.get(field)
+    if not isinstance(name, str) or not name:
+        raise bad_answer("the service took the work on without a name to find it by")
+    return name
+
+
+def inner(told: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """The object in an answer; empty if there is none, which tells nothing."""
+    value = told.get(field)
+    return value if isinstance(value, dict) else {}
+
+
 def no_handles() -> ProviderError:
     """What `collect` of a service that answers in the request raises: it has nothing to be found again."""
     return ProviderError(

@@ -97,9 +97,7 @@ class BlackForestLabs:
         if not response.is_success:
             raise answers.refusal(response, answers.error_in(response, self._key))
         told = await answers.parsed(response)
-        task, charged = told.get("id"), _dollars(told.get("cost"))
-        if not isinstance(task, str) or not task:
-            raise delivered.bad_answer("the service took the work on without a name to find it by")
+        task, charged = answers.name_in(told, "id"), _dollars(told.get("cost"))
         handle: Handle = {"id": task}
         if isinstance(url := told.get("polling_url"), str):
             handle["polling_url"] = url
@@ -118,7 +116,7 @@ class BlackForestLabs:
             first=self._usual_seconds(call.model),
         )
         charged = _charged(told, handle)
-        result = told["result"] if isinstance(told.get("result"), dict) else {}
+        result = answers.inner(told, "result")
         pictures = await results.fetched(
             self._wire,
             [result.get("sample")],
@@ -151,9 +149,8 @@ class BlackForestLabs:
         return {"x-key": self._key} if self._key else {}
 
     def _place(self, handle: Handle) -> tuple[str, dict[str, str] | None]:
-        """Where to poll. An address that is not the service's own is not asked: the one that we have may know the task."""
-        url = handle.get("polling_url")
-        if isinstance(url, str) and self._wire.is_own(url):
+        """Where to poll."""
+        if url := polling.place(self._wire, handle.get("polling_url")):
             return url, None
         return "/v1/get_result", {"id": str(handle.get("id"))}
 

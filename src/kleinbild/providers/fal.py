@@ -5,7 +5,6 @@ that has failed, too: what the result answers tells. fal's own retries are switc
 from __future__ import annotations
 
 import asyncio
-import base64
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from kleinbild.core.deployments import Can, Parameter
 from kleinbild.core.formats import PictureFormat
 from kleinbild.core.sizes import SizeRange
 from kleinbild.providers import answers, delivered, polling, results
+from kleinbild.providers.given import data_url
 from kleinbild.providers.hosted import (
     Accepted,
     Answer,
@@ -30,7 +30,6 @@ from kleinbild.providers.hosted import (
 from kleinbild.providers.polling import CLOCK, Clock, Deadline, Look, UsualSeconds
 from kleinbild.providers.wire import MAX_DETAIL, UNSURE, Wire, cause_of, retry_after
 from kleinbild.safety.fetch import Fetcher
-from kleinbild.safety.pictures import sniff
 
 DEFAULT_URL = "https://queue.fal.run"
 OWN_HOSTS = ("fal.run",)
@@ -103,12 +102,11 @@ class Fal:
         if not response.is_success:
             raise self._refusal(response)
         told = await answers.parsed(response)
-        if not isinstance(told.get("request_id"), str) or not told["request_id"]:
-            raise delivered.bad_answer("the service took the work on without a name to find it by")
+        name = answers.name_in(told, "request_id")
         _tell(watcher, told)
         kept = {name: told[name] for name in ("status_url", "response_url", "cancel_url") if told.get(name)}
-        handle = {"id": told["request_id"], "app": _app(call.model), **kept}
-        return Accepted(handle, request_id=told["request_id"])
+        handle = {"id": name, "app": _app(call.model), **kept}
+        return Accepted(handle, request_id=name)
 
     async def collect(self, handle: Handle, call: Call, watcher: Watcher = ignore) -> Answer:
         deadline = Deadline(call.seconds, self._clock)
@@ -164,12 +162,8 @@ class Fal:
         return {"Authorization": f"Key {self._key}"} if self._key else {}
 
     def _place(self, handle: Handle, name: str) -> str:
-        """An address that is not the service's own is not asked: the one that we have may know the request."""
-        url = handle.get(name)
-        if isinstance(url, str) and "://" in url and self._wire.is_own(url):
-            return url
         end = {"status_url": "/status", "cancel_url": "/cancel"}.get(name, "")
-        return f"/{handle.get('app')}/requests/{handle.get('id')}{end}"
+        return polling.place(self._wire, handle.get(name)) or f"/{handle.get('app')}/requests/{handle.get('id')}{end}"
 
     def _refusal(self, response: httpx2.Response, unsure: tuple[int, ...] = UNSURE) -> ProviderError:
         told = answers.error_in(response, self._key)
@@ -257,12 +251,8 @@ def _body(call: Call) -> dict[str, Any]:
     if work.guidance is not None and "guidance" in can.parameters:
         body["guidance_scale"] = work.guidance
     if call.inputs.references:
-        body["image_urls"] = [_data_url(file) for file in call.inputs.references]
+        body["image_urls"] = [data_url(file) for file in call.inputs.references]
     return body
-
-
-def _data_url(file: bytes) -> str:
-    return f"data:image/{sniff(file).lower()};base64,{base64.b64encode(file).decode()}"
 
 
 def _app(model: str) -> str:
@@ -321,5 +311,4 @@ def _has_run(state: Mapping[str, Any]) -> bool:
 
 
 def _inference_seconds(state: Mapping[str, Any]) -> float | None:
-    metrics = state.get("metrics")
-    return results.seconds_of(metrics.get("inference_time")) if isinstance(metrics, dict) else None
+    return results.seconds_of(answers.inner(state, "metrics").get("inference_time"))

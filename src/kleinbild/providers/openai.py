@@ -8,7 +8,6 @@ are taken to know seeds, which OpenAI does not, unless the configuration says ot
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,10 +25,10 @@ from kleinbild.core.threads import on_bytes
 from kleinbild.providers import answers, delivered
 from kleinbild.providers.answers import Said, said
 from kleinbild.providers.delivered import bad_answer
+from kleinbild.providers.given import data_url, part
 from kleinbild.providers.hosted import Answer, Call, Cancellation, Cause, Handle, ProviderError, Watcher, ignore
 from kleinbild.providers.wire import Wire, read_whole
 from kleinbild.safety.fetch import Fetcher
-from kleinbild.safety.pictures import sniff
 
 DEFAULT_URL = "https://api.openai.com/v1"
 WITHOUT_SEEDS = ("api.openai.com", ".openai.azure.com")
@@ -308,7 +307,7 @@ def _num_bytes(call: Call) -> int:
 
 
 def _source(file: bytes) -> dict[str, str]:
-    return {"image_url": f"data:image/{sniff(file).lower()};base64,{base64.b64encode(file).decode()}"}
+    return {"image_url": data_url(file)}
 
 
 def _unmoderated(call: Call) -> tuple[str, ...]:
@@ -319,13 +318,8 @@ def _unmoderated(call: Call) -> tuple[str, ...]:
 
 def _files(references: Sequence[bytes], mask: bytes | None) -> list[tuple[str, tuple[str, bytes, str]]]:
     name = "image" if len(references) == 1 else "image[]"
-    files = [(name, _part(f"image{index}", file)) for index, file in enumerate(references)]
-    return files if mask is None else [*files, ("mask", _part("mask", mask))]
-
-
-def _part(name: str, file: bytes) -> tuple[str, bytes, str]:
-    kind = sniff(file).lower()
-    return f"{name}.{kind}", file, f"image/{kind}"
+    files = [(name, part(f"image{index}", file)) for index, file in enumerate(references)]
+    return files if mask is None else [*files, ("mask", part("mask", mask))]
 
 
 def _cause(told: Said) -> Cause | None:

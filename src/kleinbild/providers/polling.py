@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import httpx2
 
 from kleinbild.providers.hosted import Cause, Handle, ProviderError
-from kleinbild.providers.wire import cause_of, retry_after
+from kleinbild.providers.wire import Wire, cause_of, retry_after
 
 FIRST_SECONDS = 0.4
 LONGEST_SECONDS = 5.0
@@ -128,6 +128,12 @@ async def _poll(
             raise late(handle, f"of the last poll: {told}")
         wait = max(interval, after or 0.0)
         interval = min(interval * FACTOR, LONGEST_SECONDS)
+
+
+def place(wire: Wire, url: object) -> str | None:
+    """The address that the service gave; None if it is none of its own, which is not asked: that which we know ourselves
+    may know the work."""
+    return url if isinstance(url, str) and wire.is_own(url) else None
 
 
 def object_of(response: httpx2.Response) -> dict[str, Any]:

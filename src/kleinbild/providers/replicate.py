@@ -7,7 +7,6 @@ FLUX.2 [klein] takes shapes and megapixels there instead of sizes, so that the n
 from __future__ import annotations
 
 import asyncio
-import base64
 import math
 import re
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from kleinbild.core.formats import PictureFormat
 from kleinbild.core.jobs import ImageWork
 from kleinbild.core.sizes import Size, parse_aspect
 from kleinbild.providers import answers, delivered, polling, results
+from kleinbild.providers.given import data_url, media_type
 from kleinbild.providers.hosted import (
     Accepted,
     Answer,
@@ -34,7 +34,6 @@ from kleinbild.providers.hosted import (
 from kleinbild.providers.polling import CLOCK, Clock, Deadline, Look, UsualSeconds
 from kleinbild.providers.wire import MAX_DETAIL, Wire
 from kleinbild.safety.fetch import Fetcher
-from kleinbild.safety.pictures import sniff
 
 DEFAULT_URL = "https://api.replicate.com"
 OWN_HOSTS = ("replicate.com", "replicate.delivery")
@@ -157,21 +156,19 @@ class Replicate:
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
     async def _image(self, file: bytes, number: int, deadline: Deadline) -> str:
-        media_type = f"image/{sniff(file).lower()}"
         if len(file) < MAX_DATA_URL:
-            return f"data:{media_type};base64,{(await asyncio.to_thread(base64.b64encode, file)).decode()}"
+            return await asyncio.to_thread(data_url, file)
         try:
             response = await self._wire.send(
                 "POST",
                 "/v1/files",
-                files={"content": (f"image-{number}", file, media_type)},
+                files={"content": (f"image-{number}", file, media_type(file))},
                 seconds=deadline.left,
                 buys=False,
             )
             if not response.is_success:
                 raise answers.refusal(response, answers.error_in(response, self._key), unsure=())
-            urls = polling.object_of(response).get("urls")
-            url = urls.get("get") if isinstance(urls, dict) else None
+            url = answers.inner(polling.object_of(response), "urls").get("get")
             if not isinstance(url, str):
                 raise delivered.bad_answer("the service did not say where it keeps a picture that it was given")
         except ProviderError as error:  # nothing is asked for yet
@@ -180,18 +177,13 @@ class Replicate:
         return url
 
     def _handle(self, told: Mapping[str, Any]) -> Handle:
-        if not isinstance(told.get("id"), str) or not told["id"]:
-            raise delivered.bad_answer("the service took the work on without a name to find it by")
-        urls = told["urls"] if isinstance(told.get("urls"), dict) else {}
+        urls = answers.inner(told, "urls")
         kept = {name: urls[name] for name in ("get", "cancel") if isinstance(urls.get(name), str)}
-        return {"id": told["id"], **kept}
+        return {"id": answers.name_in(told, "id"), **kept}
 
     def _place(self, handle: Handle, name: str) -> str:
-        """An address that is not the service's own is not asked: the one that we have may know the prediction."""
-        url = handle.get(name)
-        if isinstance(url, str) and self._wire.is_own(url):
-            return url
-        return f"/v1/predictions/{handle.get('id')}" + ("/cancel" if name == "cancel" else "")
+        ours = f"/v1/predictions/{handle.get('id')}" + ("/cancel" if name == "cancel" else "")
+        return polling.place(self._wire, handle.get(name)) or ours
 
     async def _answer(self, told: Mapping[str, Any], handle: Handle, call: Call, deadline: Deadline) -> Answer:
         """Of a prediction that succeeded."""
@@ -203,11 +195,10 @@ class Replicate:
             handle=handle,
             deadline=deadline,
         )
-        metrics = told["metrics"] if isinstance(told.get("metrics"), dict) else {}
         notes = delivered.size_notes(pictures, call.work.size)
         return Answer(
             pictures,
-            seconds=results.seconds_of(metrics.get("predict_time")),
+            seconds=results.seconds_of(answers.inner(told, "metrics").get("predict_time")),
             request_id=str(handle.get("id")),
             notes=(*_shape_notes(call.work, call.model), *notes) if notes else (),
         )
@@ -292,5 +283,4 @@ def _has_begun(told: Mapping[str, Any]) -> bool:
     status = told.get("status")
     if status in {"aborted", "failed"}:
         return bool(status == "failed")
-    metrics = told.get("metrics")
-    return bool(told.get("started_at") or (isinstance(metrics, dict) and metrics.get("predict_time")))
+    return bool(told.get("started_at") or answers.inner(told, "metrics").get("predict_time"))

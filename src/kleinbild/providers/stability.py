@@ -17,10 +17,10 @@ from kleinbild.core.jobs import Task
 from kleinbild.core.sizes import Size, parse_aspect
 from kleinbild.providers import answers, delivered
 from kleinbild.providers.answers import Said
+from kleinbild.providers.given import part
 from kleinbild.providers.hosted import Answer, Call, Cancellation, Cause, Handle, ProviderError, Watcher, ignore
 from kleinbild.providers.wire import UNSURE, Wire
 from kleinbild.safety.fetch import Fetcher
-from kleinbild.safety.pictures import sniff
 
 DEFAULT_URL = "https://api.stability.ai"
 RATIOS = ("1:1", "16:9", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21")
@@ -146,10 +146,7 @@ def _form(call: Call, seed: int) -> list[Part]:
     elif work.size is not None:
         fields["aspect_ratio"] = nearest_ratio(work.size)
     parts: list[Part] = [(name, (None, str(value))) for name, value in fields.items()]
-    for file in call.inputs.references:
-        kind = sniff(file).lower()
-        parts.append(("image", (f"image.{kind}", file, f"image/{kind}")))
-    return parts
+    return [*parts, *(("image", part("image", file)) for file in call.inputs.references)]
 
 
 async def _result(response: httpx2.Response) -> tuple[bytes, str, int | None]:

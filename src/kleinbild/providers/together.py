@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +15,10 @@ from kleinbild.core.sizes import SizeRange
 from kleinbild.providers import answers, delivered
 from kleinbild.providers.answers import Said
 from kleinbild.providers.delivered import bad_answer
+from kleinbild.providers.given import data_url
 from kleinbild.providers.hosted import Answer, Call, Cancellation, Cause, Handle, ProviderError, Watcher, ignore
 from kleinbild.providers.wire import Wire
 from kleinbild.safety.fetch import Fetcher
-from kleinbild.safety.pictures import sniff
 
 DEFAULT_URL = "https://api.together.ai/v1"
 NUM_SEEDS = 2**32
@@ -140,13 +139,9 @@ def _body(call: Call, seed: int) -> dict[str, Any]:
         body["steps"] = work.steps
     if work.guidance is not None:
         body["guidance_scale"] = work.guidance
-    if references := [_data_url(file) for file in call.inputs.references]:
+    if references := [data_url(file) for file in call.inputs.references]:
         body |= {"reference_images": references} if "flux.2" in call.model.lower() else {"image_url": references[0]}
     return body
-
-
-def _data_url(file: bytes) -> str:
-    return f"data:image/{sniff(file).lower()};base64,{base64.b64encode(file).decode()}"
 
 
 def _cause(status: int, told: Said) -> Cause | None:
