@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -237,6 +239,19 @@ def test_usage_is_what_the_services_bill(shop: Shop) -> None:
     sheet = shop.as_("boss").ask("GET", "/v1/usage?format=focus").text.splitlines()
     assert "BilledCost" in sheet[0]
     assert len(sheet) > len(PRICES)
+
+
+def test_when_no_place_can_be_asked_the_caller_is_told_when_to_come_back(shop: Shop) -> None:
+    shop.services.put("stability", "faults", {"rate_limited": {"share": 1.0, "retry_after": 0.2}})
+    asked = {"model": "stability-one", "prompt": "a fox"}
+    job = shop.ask("POST", "/v1/jobs", json={"task": "image.generate", "input": asked}).json()["id"]
+    while not (kept := shop.ask("GET", f"/v1/jobs/{job}").json())["completed_at"]:
+        time.sleep(0.05)
+    assert (kept["status"], kept["error"]["code"], kept["error"]["type"]) == ("failed", "no_deployment", "server_error")
+    assert re.search(r"stability-one: .*; try again in 1 s", kept["error"]["message"])
+    refused = shop.ask("POST", "/v1/images/generations", json=asked)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_deployment")
+    assert refused.headers["retry-after"] == "1"
 
 
 def test_a_job_whose_service_took_it_on_is_collected_after_kill_9_and_not_bought_again(
