@@ -131,12 +131,19 @@ class World:
         size: Size | None = None,
         num_previews: int = 0,
         measure: Measure | None = None,
+        allow_unknown_price: bool = False,
         **terms: Any,
     ) -> Chain:
         work = ImageWork("image.generate", "a fox", "sketch", seed=7, n=n, size=size, num_previews=num_previews)
         megapixels = Measure().megapixels if size is None else size.area / Decimal(1_000_000)
         measure = measure or Measure(images=n, megapixels=megapixels)
-        asked = Asked(model="sketch", task="image.generate", measure=measure, size=size)
+        asked = Asked(
+            model="sketch",
+            task="image.generate",
+            measure=measure,
+            size=size,
+            allow_unknown_price=allow_unknown_price,
+        )
         decision = decide(asked, self.deployments, {}, self.services.fleet.predictor, (), 0.0)
         usual: dict[str, Any] = {
             "deadline": self.services.fleet.clock() + 5,

@@ -15,6 +15,7 @@ from kleinbild.core.prices import FIDELITY_TOKENS, BilledTokens, Measure, tokens
 from kleinbild.core.sizes import Size
 from kleinbild.gateway.catalog import shipped
 from kleinbild.gateway.deployments import price_of
+from kleinbild.gateway.fleet import FleetTerms
 from kleinbild.providers.hosted import Answer, Fetched
 from tests.unit.gateway.routing import places
 from tests.unit.gateway.routing.places import decided, place
@@ -118,3 +119,17 @@ def test_an_edit_is_reserved_with_its_pictures_at_their_dearest(tmp_path: Path) 
 
     answer = Answer((Fetched(png(), 7),), tokens=tokens)
     run(tmp_path, scenario, changes={"a": {"price": PRICE}}, a=Scripted([answer]))
+
+
+def test_what_is_known_of_a_price_is_reserved_beside_what_is_not(tmp_path: Path) -> None:
+    unpublished = replace(PRICE, tokens_by_quality={})
+
+    async def scenario(world: World) -> None:
+        world.services.fleet.terms = FleetTerms(unknown_price_reserve=Decimal("0.20"))
+        measure = Measure(quality="low", references=1, input_tokens=194, most_input_tokens=6434)
+        await world.prepared(measure=measure, allow_unknown_price=True).run(fresh=True)
+        [entry] = await world.entries()
+        assert entry.attempt.quoted is None
+        assert entry.attempt.reserved == Decimal("0.20") + (6434 * 8 + len("a fox") * 5) / Decimal(10**6)
+
+    run(tmp_path, scenario, changes={"a": {"price": unpublished}}, a=Scripted(["pictures"]))

@@ -241,13 +241,14 @@ class Chain:
 
     def _quote(self, deployment: Deployment, measure: Measure) -> tuple[Decimal | None, Decimal]:
         """What it should cost, None if no price is known, and the most. Raises UnknownPriceError where that may not be."""
+        price, prompt_bytes = deployment.price, len(self._job.work.prompt.encode())
         try:
-            quoted = deployment.price.of(measure)
+            quoted = price.of(measure)
         except UnknownPriceError:
-            if self._fleet.terms.unknown_price_reserve is None:
+            if (reserve := self._fleet.terms.unknown_price_reserve) is None:
                 raise
-            return None, self._fleet.terms.unknown_price_reserve
-        return quoted, quoted + deployment.price.beyond(measure, len(self._job.work.prompt.encode()))
+            return None, reserve + price.beyond(replace(measure, input_tokens=0), prompt_bytes)
+        return quoted, quoted + price.beyond(measure, prompt_bytes)
 
     def _take(self, candidate: Candidate, part: Part, ended: Ended) -> bool:
         """Whether it brought the pictures."""
