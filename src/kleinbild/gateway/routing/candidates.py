@@ -185,10 +185,10 @@ def _calls(wanted: Measure, size: Size | None, asked_size: Size | None, can: Can
     if wanted.images <= most:
         if steps == wanted.steps and megapixels is wanted.megapixels:
             return (wanted,)
-        return (replace(wanted, steps=steps, megapixels=megapixels),)
+        return (wanted.of_call(wanted.images, megapixels, steps),)
     whole, rest = divmod(wanted.images, most)
-    full = replace(wanted, steps=steps, megapixels=megapixels, images=most)
-    return (full,) * whole + ((replace(full, images=rest),) if rest else ())
+    full = wanted.of_call(most, megapixels, steps)
+    return (full,) * whole + ((wanted.of_call(rest, megapixels, steps),) if rest else ())
 
 
 def _nearest(size: Size, can: Can) -> tuple[Size, Loss | None] | str:

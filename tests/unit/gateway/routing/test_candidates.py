@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from kleinbild.core.prices import Measure
 from kleinbild.core.sizes import Size
 from tests.unit.gateway.routing.places import asked, decided, order, place, why_not
 
@@ -117,3 +119,10 @@ def test_a_long_value_that_is_lost_is_told_in_a_line() -> None:
 def test_no_size_is_no_loss_and_priced_as_said() -> None:
     (candidate,) = decided(asked(megapixels=Decimal(2)), [place("a")]).candidates
     assert not candidate.losses
+
+
+def test_a_call_is_of_all_that_was_asked_but_what_the_place_does_otherwise() -> None:
+    told = {"quality": "high", "references": 2, "input_tokens": 5, "most_input_tokens": 7, "previews": 3}
+    measure = Measure(3, Decimal(2), Decimal(1), 8, **told)  # type: ignore[arg-type]
+    assert measure.of_call(2, Decimal(4), 9) == replace(measure, images=2, megapixels=Decimal(4), steps=9)
+    assert all(getattr(measure, each.name) != each.default for each in fields(Measure) if each.name != "tokens")
