@@ -455,6 +455,17 @@ def test_no_second_is_asked_if_there_is_no_money_for_it(tmp_path: Path) -> None:
     run(tmp_path, scenario, budget="0.01", a=Scripted([0.4]), b=Scripted([0.0]))
 
 
+def test_no_second_is_asked_that_would_have_less_time_than_the_first(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        for _ in range(40):
+            world.services.fleet.predictor.observe(world.deployments[0], Measure(), 0.2, time.time(), "done")
+        made = await world.chain(hedge=True, deadline=world.services.fleet.clock() + 0.35)
+        assert made.deployments == ["a"]
+        assert not world.places["b"].asked
+
+    run(tmp_path, scenario, a=Scripted([0.3]), b=Scripted([0.0]))
+
+
 def test_after_a_crash_what_was_accepted_is_collected_and_not_bought_again(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         first = asyncio.create_task(world.chain())

@@ -7,25 +7,14 @@ from hypothesis import strategies as st
 
 from kleinbild.gateway.flow.hedging import Hedges, hedge_after
 
-MEGAPIXEL = 2**20
-
-
-def p95(deployment: str, pixels: int) -> float | None:
-    return {("slow", MEGAPIXEL): 20.0, ("slow", 4 * MEGAPIXEL): 70.0}.get((deployment, pixels))
-
-
-def test_it_is_fired_after_the_places_own_p95_for_that_size() -> None:
-    assert hedge_after("slow", MEGAPIXEL, p95, 600.0) == 20.0
-    assert hedge_after("slow", 4 * MEGAPIXEL, p95, 600.0) == 70.0
-
 
 def test_a_place_of_which_too_little_is_known_is_not_hedged() -> None:
-    assert hedge_after("new", MEGAPIXEL, p95, 600.0) is None
+    assert hedge_after(None, 600.0) is None
 
 
 def test_there_is_none_when_the_second_would_have_no_time() -> None:
-    assert hedge_after("slow", MEGAPIXEL, p95, 39.0) is None
-    assert hedge_after("slow", MEGAPIXEL, p95, 40.0) == 20.0
+    assert hedge_after(20.0, 39.0) is None
+    assert hedge_after(20.0, 40.0) == 20.0
 
 
 def test_of_twenty_requests_one_is_hedged() -> None:

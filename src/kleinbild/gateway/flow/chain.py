@@ -34,6 +34,7 @@ from kleinbild.core.prices import Measure, UnknownPriceError
 from kleinbild.core.tokens import NO_TOKENS, Tokens
 from kleinbild.gateway.flow.attempt import Ended, Running, pictures_of
 from kleinbild.gateway.flow.backoff import delay
+from kleinbild.gateway.flow.hedging import hedge_after
 from kleinbild.gateway.routing.candidates import Candidate, told
 from kleinbild.gateway.routing.decision import Decision
 from kleinbild.providers.base import Inputs, Listener
@@ -282,7 +283,8 @@ class Chain:
         if not self._terms.hedge or candidate.deployment.on_machine:
             return None
         self._fleet.hedges.seen()
-        return self._fleet.unusual_after(candidate.deployment, candidate.fit.of(part.count))
+        p95 = self._fleet.unusual_after(candidate.deployment, candidate.fit.of(part.count))
+        return hedge_after(p95, self._left())
 
     async def _hedge(self, candidate: Candidate, part: Part) -> tuple[Candidate, Running] | None:
         others = [each for each in self._candidates if each is not candidate and _serves(each, part)]

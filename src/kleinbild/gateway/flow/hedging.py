@@ -7,20 +7,14 @@ budget is for the caller to check, between `may_fire` and `fired`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 SHARE = 0.05
 BURST = 5.0
 
-Quantile = Callable[[str, int], float | None]
-"""A deployment's p95 in seconds for pictures of so many pixels; None while too few are known."""
 
-
-def hedge_after(deployment: str, pixels: int, p95: Quantile, seconds_left: float) -> float | None:
+def hedge_after(p95: float | None, seconds_left: float) -> float | None:
     """Seconds after its start at which a request is asked for elsewhere, too; None for never: not enough is known of the
-    place, or a second one would have less time than the first was given."""
-    seconds = p95(deployment, pixels)
-    return None if seconds is None or 2 * seconds > seconds_left else seconds
+    place (`p95`, in seconds), or a second one would have less time than the first was given."""
+    return None if p95 is None or 2 * p95 > seconds_left else p95
 
 
 class Hedges:

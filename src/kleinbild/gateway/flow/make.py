@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -28,11 +28,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where a job's pictures may be made, who pays, and whether a second place may be asked when the first is slow."""
+    """Where a job's pictures may be made, and who pays."""
 
     decision: Decision
     payers: tuple[str, ...]
-    hedge: bool | None = None
 
 
 async def make(services: Services, job_id: str) -> Outcome:
@@ -135,6 +134,8 @@ async def _pictures(services: Services, job: Job, *, fresh: bool, booked: bool) 
         outcome = _outcome_of("failed", chain.made, job_error(error))
     else:
         outcome = _outcome_of("completed", chain.made)
+    if plan.decision.asked.losses == "drop":
+        outcome = replace(outcome, notes=())
     if chain.made.booked and (booked or not services.commits.in_order):
         services.commits.flush()
         await asyncio.wait(chain.made.booked)
@@ -176,13 +177,13 @@ async def _plan_again(services: Services, job: Job) -> Plan:
 
 
 def _terms(services: Services, plan: Plan) -> Terms:
-    routing = services.settings.routing
+    routing, asked = services.settings.routing, plan.decision.asked
     return Terms(
         deadline=services.fleet.clock() + routing.total_seconds,
-        max_attempts=routing.max_attempts + plan.decision.asked.measure.images - 1,
+        max_attempts=routing.max_attempts + asked.measure.images - 1,
         on_unknown=routing.unknown,
-        ceiling=plan.decision.asked.max_price,
-        hedge=routing.hedge if plan.hedge is None else plan.hedge,
+        ceiling=asked.max_price,
+        hedge=routing.hedge if asked.hedge is None else asked.hedge,
     )
 
 

@@ -152,6 +152,7 @@ async def _asked(services: Services, caller: Caller, wish: Wish, work: ImageWork
         on_machine=wish.local_only,
         pins=wish.pins,
         allow_unknown_price=services.settings.routing.unknown_price_reserve is not None,
+        hedge=wish.hedge,
         key=caller.id,
         project=caller.project,
         user=caller.owner,

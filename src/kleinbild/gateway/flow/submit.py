@@ -84,7 +84,7 @@ async def submit(services: Services, order: Order) -> Submission:
     )
     position = services.admission.num_jobs
     await services.admission.admit(order.caller, job.id, order.work.n, megapixels(order.work))
-    plan = services.plans[job.id] = Plan(routed.decision, payers_of(order.caller), order.wish.hedge)
+    plan = services.plans[job.id] = Plan(routed.decision, payers_of(order.caller))
     if order.waits and order.key is None and order.webhook is None:
         running, making = direct.begin(services, job, plan, position)
         return Submission(running, replayed=False, making=making)

@@ -28,7 +28,8 @@ class Asked:
     `measure` is of the whole request; its `images` may be more than one call makes. `parameters` are those really given;
     `required` ones are never lost, whatever `losses` says, and neither is a mask. `pins` are deployments by name: only
     these, in this order. `on_machine`: pictures and prompts must not leave this machine. `max_seconds` bounds the seconds
-    that are as likely as not. `allow_unknown_price` is the operator's word. `key`, `project` and `user` are for rules.
+    that are as likely as not. `allow_unknown_price` is the operator's word. `hedge`: a second place may be asked when the
+    first is slow; None leaves it to the settings. `key`, `project` and `user` are for rules.
     """
 
     model: str | None
@@ -48,6 +49,7 @@ class Asked:
     on_machine: bool = False
     pins: tuple[str, ...] = ()
     allow_unknown_price: bool = False
+    hedge: bool | None = None
     key: str = ""
     project: str = ""
     user: str = ""

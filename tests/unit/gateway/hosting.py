@@ -1,0 +1,39 @@
+"""All services of a server without an engine, whose places are ones that tests make up."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from kleinbild.gateway.lifespan import open_services
+from kleinbild.gateway.services import Services
+from kleinbild.gateway.settings import Settings
+
+
+def settings(folder: Path, *names: str, **more: Any) -> Settings:
+    """A provider for each name, with a deployment of the same name, of the model "sketch", for a cent a picture."""
+    given = {
+        "server": {"data": folder} | more.pop("server", {}),
+        "engine": {"models": []},
+        "providers": [{"name": each, "kind": "openai", "base_url": "http://127.0.0.1:9/v1"} for each in names],
+        "deployments": [
+            {
+                "name": each,
+                "model": "sketch",
+                "provider": each,
+                "provider_model": "gpt-image-1",
+                "price": {"per_image": "0.01"},
+            }
+            for each in names
+        ],
+    }
+    return Settings.model_validate(given | more)
+
+
+@asynccontextmanager
+async def hosting(found: Settings, **places: Any) -> AsyncIterator[Services]:
+    async with open_services(found) as services:
+        services.fleet.places = {**services.fleet.places, **places}
+        yield services
