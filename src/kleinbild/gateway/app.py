@@ -15,6 +15,7 @@ from kleinbild.gateway.api import (
     budgets,
     files,
     health,
+    hooks,
     jobs,
     media,
     models,
@@ -45,6 +46,7 @@ ROUTERS = (
     admin.router,
     reconcile.router,
     providers.router,
+    hooks.router,
     health.router,
 )
 

@@ -40,10 +40,11 @@ def all_deployments(lists: Lists, engine_models: Iterable[str]) -> tuple[Deploym
     return (*(_of_engine(model, local) for model in unwritten), *lists.deployments)
 
 
-def check(lists: Lists, engine_models: tuple[str, ...]) -> None:
+def check(lists: Lists, engine_models: tuple[str, ...], public_url: str | None = None) -> None:
     """Raises MisfitError for the first thing that does not fit."""
     for steps in (
         _names(lists),
+        _calling_back(lists, public_url),
         _places(lists, engine_models),
         _served(lists, engine_models),
         _asking(lists, engine_models),
@@ -70,6 +71,17 @@ def _names(lists: Lists) -> Iterator[MisfitError]:
             if name in seen:
                 yield MisfitError(f"{array}.{name}", "it is there twice", f"name each of [[{array}]] differently")
             seen.add(name)
+
+
+def _calling_back(lists: Lists, public_url: str | None) -> Iterator[MisfitError]:
+    """Services reach this server from the internet."""
+    for provider in lists.providers:
+        if provider.webhooks and not (public_url or "").startswith("https://"):
+            yield MisfitError(
+                f"providers.{provider.name}.webhooks",
+                "services call back by https alone, and server.public_url is no such address",
+                "set server.public_url to the https:// address by which this server is reached from the internet",
+            )
 
 
 def _places(lists: Lists, engine_models: tuple[str, ...]) -> Iterator[MisfitError]:

@@ -62,6 +62,8 @@ USUAL_KEY_VARIABLES: dict[ProviderKind, str] = {
     "fal": "FAL_KEY",
 }
 """Where the services' own clients look for the key."""
+CALLING_BACK: dict[ProviderKind, bool] = {"bfl": True, "replicate": True, "fal": False}
+"""Kinds of services with webhooks, and whether it takes a secret to know them."""
 MAX_WINDOW_DAYS = 366
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _WINDOW = re.compile(r"([1-9][0-9]{0,3})([hd])|month")
@@ -185,6 +187,17 @@ class ProviderSettings(Section):
         None, ge=1, description="pictures asked for with this key; default: the catalog's"
     )
 
+    webhooks: bool = Field(
+        False,
+        description="bfl, replicate and fal call back at server.public_url/hooks/NAME when work is done; they are polled "
+        "less often then",
+    )
+    webhook_secret_env: Variable | None = Field(
+        None,
+        description="the variable of the environment that holds what signs them: for bfl any secret, for replicate the "
+        "account's, whsec_…; fal needs none",
+    )
+
     @property
     def key_variable(self) -> str | None:
         """None: it is asked without a key. A usual key never goes to an address that somebody wrote."""
@@ -196,6 +209,15 @@ class ProviderSettings(Section):
     def _engine_is_here(self) -> ProviderSettings:
         if self.kind == "local" and (self.base_url is not None or self.api_key_env is not None):
             raise ValueError("the engine on this machine has neither base_url nor api_key_env; leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _can_call_back(self) -> ProviderSettings:
+        if self.webhooks and self.kind not in CALLING_BACK:
+            raise ValueError(f"{self.kind} does not call back; those that do are {', '.join(CALLING_BACK)}")
+        if (self.webhook_secret_env is not None) != (self.webhooks and CALLING_BACK[self.kind]):
+            needing = ", ".join(kind for kind, needs in CALLING_BACK.items() if needs)
+            raise ValueError(f"webhooks and webhook_secret_env go together for {needing}, and for no other kind")
         return self
 
 

@@ -82,13 +82,21 @@ def key_of(provider: ProviderSettings, environment: Mapping[str, str] = os.envir
     return _secret(provider.key_variable, f"the key of the provider {provider.name}", environment)
 
 
+def webhook_secret_of(provider: ProviderSettings, environment: Mapping[str, str] = os.environ) -> str | None:
+    """None: its webhooks are known by published keys. Raises ConfigurationError that names the variable."""
+    if provider.webhook_secret_env is None:
+        return None
+    return _secret(provider.webhook_secret_env, f"the secret of webhooks of the provider {provider.name}", environment)
+
+
 def require_secrets(settings: Settings, environment: Mapping[str, str] = os.environ) -> None:
     """Raises ConfigurationError for the first secret that is needed and not there: the key of a provider that a deployment
-    is at, or one of a caller."""
+    is at, what signs its webhooks, or the key of a caller."""
     used = {each.provider for each in settings.all_deployments}
     for provider in settings.all_providers:
         if provider.name in used:
             key_of(provider, environment)
+            webhook_secret_of(provider, environment)
     for key in settings.keys:
         _secret(key.secret_env, f"the key {key.name} of callers", environment)
 

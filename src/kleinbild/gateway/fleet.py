@@ -23,7 +23,9 @@ from kleinbild.gateway.routing.decision import Decision
 from kleinbild.gateway.routing.predict import Ending, Predictor
 from kleinbild.gateway.routing.rules import Rule
 from kleinbild.providers.base import Provider
-from kleinbild.providers.hosted import Hosted, ProviderError
+from kleinbild.providers.hooks import Bells, Hook
+from kleinbild.providers.hosted import Expected, Hosted, ProviderError
+from kleinbild.providers.kinds import TAKING_ON
 
 ENOUGH = 20  # of calls like it, before one counts as unusually long
 SLOW = frozenset({"timeout"})
@@ -40,7 +42,8 @@ class FleetTerms:
 
 @dataclass(slots=True, eq=False)
 class Fleet:
-    """`places` are by the name of their provider. `waiting` says how long this machine's engine is busy already."""
+    """`places` are by the name of their provider, and so are the `hooks` of those that call back, which ring the `bells`.
+    `waiting` says how long this machine's engine is busy already."""
 
     deployments: Mapping[str, Deployment]
     places: Mapping[str, Hosted]
@@ -53,6 +56,8 @@ class Fleet:
     aliases: Mapping[str, Alias] = field(default_factory=dict)
     rules: Sequence[Rule] = ()
     terms: FleetTerms = FleetTerms()
+    hooks: Mapping[str, Hook] = field(default_factory=dict)
+    bells: Bells = field(default_factory=Bells)
     waiting: Callable[[], float] = lambda: 0.0
     clock: Callable[[], float] = time.monotonic
     rng: random.Random = field(default_factory=random.Random)
@@ -119,6 +124,13 @@ class Fleet:
         prediction = self.predictor.predict(deployment, measure, time.time())
         return prediction.high if prediction.samples >= ENOUGH else None
 
+    def expected(self, deployment: Deployment, measure: Measure) -> Expected | None:
+        """How long a call will take, for those who poll; None while nothing like it was seen."""
+        if deployment.kind not in TAKING_ON:
+            return None
+        prediction = self.predictor.predict(deployment, measure, time.time())
+        return Expected(prediction.low, prediction.p50) if prediction.samples else None
+
     def succeeded(self, deployment: Deployment, measure: Measure, permit: Permit | None, seconds: float) -> None:
         self.predictor.observe(deployment, measure, seconds, time.time(), "done")
         if permit is not None:
@@ -148,7 +160,9 @@ class Fleet:
         """Takes over another's configuration; what has been learned of the places, and how they do, stays. Calls that are
         under way end where they began, and count on."""
         self._former.extend(self.places.values())
-        for name in ("deployments", "places", "hedges", "default_model", "aliases", "rules", "terms"):
+        for hook in other.hooks.values():
+            hook.bells = self.bells  # so that work that was begun before is told of, too
+        for name in ("deployments", "places", "hedges", "default_model", "aliases", "rules", "terms", "hooks"):
             setattr(self, name, getattr(other, name))
         self.limits.become(other.limits)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 
 from kleinbild.core.callers import Caller
@@ -12,7 +12,7 @@ from kleinbild.core.deployments import Can
 from kleinbild.gateway import catalog
 from kleinbild.gateway.catalog import Catalog
 from kleinbild.gateway.configured import ProviderSettings
-from kleinbild.gateway.deployments import aliases_of, deployments_of, key_of, limits_of
+from kleinbild.gateway.deployments import aliases_of, deployments_of, key_of, limits_of, webhook_secret_of
 from kleinbild.gateway.fleet import Fleet, FleetTerms
 from kleinbild.gateway.flow.circuits import Circuits, Tolerance
 from kleinbild.gateway.flow.hedging import Hedges
@@ -22,6 +22,7 @@ from kleinbild.gateway.routing.predict import Predictor
 from kleinbild.gateway.routing.rules import Rule, read_rules
 from kleinbild.gateway.settings import ConfigurationError, Settings
 from kleinbild.providers.base import Provider
+from kleinbild.providers.hooks import FAL_KEYS_URL, Bells, FalKeys, Hook, verify_bfl, verify_replicate
 from kleinbild.providers.hosted import Hosted
 from kleinbild.providers.kinds import capabilities, hosted
 from kleinbild.providers.on_machine import OnMachine, can
@@ -31,6 +32,7 @@ from kleinbild.storage.budgets import Budget, Budgets
 from kleinbild.storage.database import Database
 
 log = logging.getLogger(__name__)
+MAX_KEYS_BYTES = 64_000
 GUESSABLE = 20  # characters of a secret
 CONFIGURED = "toml:"
 """Begins the ids of keys and budgets that stand in the configuration."""
@@ -51,10 +53,11 @@ def open_fleet(
     used = {each.provider for each in settings.all_deployments}
     providers = {each.name: each for each in settings.all_providers if each.name in used}
     deployments = deployments_of(settings, known, _can_of(local))
-    routing = settings.routing
+    routing, bells = settings.routing, Bells()
+    hooks = {name: _hook(each, settings, fetcher, bells) for name, each in providers.items() if each.webhooks}
     return Fleet(
         deployments={each.name: each for each in deployments},
-        places={name: _place(each, local, fetcher) for name, each in providers.items()},
+        places={name: _place(each, local, fetcher, hooks.get(name)) for name, each in providers.items()},
         local=local,
         circuits=Circuits(Tolerance(consecutive=routing.failures, open_seconds=routing.rest_seconds)),
         predictor=predictor or Predictor(),
@@ -67,6 +70,8 @@ def open_fleet(
             call_seconds=routing.call_seconds,
             unknown_price_reserve=routing.unknown_price_reserve,
         ),
+        hooks=hooks,
+        bells=bells,
         waiting=waiting,
     )
 
@@ -136,10 +141,28 @@ def _can_of(local: Provider) -> Callable[[ProviderSettings, str], Can]:
     return can_of
 
 
-def _place(provider: ProviderSettings, local: Provider, fetcher: Fetcher) -> Hosted:
+def _place(provider: ProviderSettings, local: Provider, fetcher: Fetcher, hook: Hook | None) -> Hosted:
     if provider.kind == "local":
         return OnMachine(local)
-    return hosted(provider.kind, key_of(provider), provider.base_url, fetcher=fetcher)
+    return hosted(provider.kind, key_of(provider), provider.base_url, fetcher=fetcher, hook=hook)
+
+
+def _hook(provider: ProviderSettings, settings: Settings, fetcher: Fetcher, bells: Bells) -> Hook:
+    url = f"{str(settings.server.public_url).rstrip('/')}/hooks/{provider.name}"
+    secret = webhook_secret_of(provider)
+    if secret is None:
+        return Hook(provider.name, url, FalKeys(lambda: _fal_keys(fetcher)).verify, bells=bells)
+    verify = {"bfl": verify_bfl, "replicate": verify_replicate}[provider.kind]
+
+    async def verified(body: bytes, headers: Mapping[str, str]) -> str:
+        return verify(body, headers, secret)
+
+    return Hook(provider.name, url, verified, secret if provider.kind == "bfl" else None, bells)
+
+
+async def _fal_keys(fetcher: Fetcher) -> bytes:
+    async with await fetcher.fetch(FAL_KEYS_URL, accept="application/json", max_bytes=MAX_KEYS_BYTES) as file:
+        return await file.read()
 
 
 def _limit(provider: ProviderSettings, known: Catalog) -> ProviderLimit:

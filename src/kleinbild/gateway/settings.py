@@ -49,7 +49,9 @@ class Server(Section):
     host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs keys")
     port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="0 takes a free one")
     data: Path | None = Field(None, description="folder of the database and the pictures; default: ~/.kleinbild/server")
-    public_url: str | None = Field(None, description="how clients reach this server, for the URLs of pictures")
+    public_url: str | None = Field(
+        None, description="how clients and services reach this server, for URLs of pictures and webhooks"
+    )
     drain_seconds: float = Field(30.0, ge=0, description="what running requests get to end when the server stops")
 
 
@@ -118,7 +120,7 @@ class Settings(Lists):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
-        check(self, self.engine.models)
+        check(self, self.engine.models, self.server.public_url)
         return self
 
     @property

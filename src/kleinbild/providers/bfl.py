@@ -17,6 +17,7 @@ from kleinbild.core.formats import PictureFormat
 from kleinbild.core.jobs import Task
 from kleinbild.core.sizes import SizeRange
 from kleinbild.providers import answers, delivered, polling, results
+from kleinbild.providers.hooks import Hook, woken
 from kleinbild.providers.hosted import (
     Accepted,
     Answer,
@@ -28,7 +29,7 @@ from kleinbild.providers.hosted import (
     Watcher,
     ignore,
 )
-from kleinbild.providers.polling import CLOCK, Clock, Deadline, Look, UsualSeconds
+from kleinbild.providers.polling import CLOCK, Clock, Deadline, Look
 from kleinbild.providers.wire import MAX_DETAIL, Wire
 from kleinbild.safety.fetch import Fetcher
 
@@ -71,7 +72,7 @@ def capabilities(model: str) -> Can:
 
 
 class BlackForestLabs:
-    """`usual_seconds` says when the first poll is worth it; `clock` is for tests."""
+    """`hook` is where it is to call back; `clock` is for tests."""
 
     def __init__(
         self,
@@ -80,10 +81,10 @@ class BlackForestLabs:
         base_url: str = DEFAULT_URL,
         fetcher: Fetcher | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
-        usual_seconds: UsualSeconds = polling.unknown,
+        hook: Hook | None = None,
         clock: Clock = CLOCK,
     ) -> None:
-        self._key, self._usual_seconds, self._clock = key, usual_seconds, clock
+        self._key, self._hook, self._clock = key, hook, clock
         self._wire = Wire(base_url, self._authorize, own_hosts=OWN_HOSTS, fetcher=fetcher, transport=transport)
 
     def can(self, model: str) -> Can:
@@ -91,6 +92,8 @@ class BlackForestLabs:
 
     async def start(self, call: Call, watcher: Watcher = ignore) -> Accepted:  # noqa: ARG002 - it tells of no progress
         body = await asyncio.to_thread(_body, call)
+        if self._hook is not None:
+            body |= {"webhook_url": self._hook.url, "webhook_secret": self._hook.secret}
         response = await self._wire.send(
             "POST", f"/v1/{call.model}", json=body, seconds=min(call.seconds, polling.SUBMIT_SECONDS)
         )
@@ -108,13 +111,15 @@ class BlackForestLabs:
     async def collect(self, handle: Handle, call: Call, watcher: Watcher = ignore) -> Answer:  # noqa: ARG002
         deadline = Deadline(call.seconds, self._clock)
         url, params = self._place(handle)
-        told = await polling.poll(
-            lambda seconds: self._wire.send("GET", url, params=params, seconds=seconds, buys=False),
-            _read,
-            handle=handle,
-            deadline=deadline,
-            first=self._usual_seconds(call.model),
-        )
+        with woken(self._hook, handle) as event:
+            told = await polling.poll(
+                lambda seconds: self._wire.send("GET", url, params=params, seconds=seconds, buys=False),
+                _read,
+                handle=handle,
+                deadline=deadline,
+                pace=polling.pace_of(call.expected, hooked=event is not None),
+                woken=event,
+            )
         charged = _charged(told, handle)
         result = answers.inner(told, "result")
         pictures = await results.fetched(

@@ -16,6 +16,7 @@ from kleinbild.core.formats import PictureFormat
 from kleinbild.core.sizes import SizeRange
 from kleinbild.providers import answers, delivered, polling, results
 from kleinbild.providers.given import data_url
+from kleinbild.providers.hooks import Hook, woken
 from kleinbild.providers.hosted import (
     Accepted,
     Answer,
@@ -27,7 +28,7 @@ from kleinbild.providers.hosted import (
     Watcher,
     ignore,
 )
-from kleinbild.providers.polling import CLOCK, Clock, Deadline, Look, UsualSeconds
+from kleinbild.providers.polling import CLOCK, Clock, Deadline, Look
 from kleinbild.providers.wire import MAX_DETAIL, UNSURE, Wire, cause_of, retry_after
 from kleinbild.safety.fetch import Fetcher
 
@@ -71,7 +72,7 @@ def capabilities(model: str) -> Can:
 
 
 class Fal:
-    """`usual_seconds` says when the first poll is worth it; `clock` is for tests."""
+    """`hook` is where it is to call back; `clock` is for tests."""
 
     def __init__(
         self,
@@ -80,10 +81,10 @@ class Fal:
         base_url: str = DEFAULT_URL,
         fetcher: Fetcher | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
-        usual_seconds: UsualSeconds = polling.unknown,
+        hook: Hook | None = None,
         clock: Clock = CLOCK,
     ) -> None:
-        self._key, self._usual_seconds, self._clock = key, usual_seconds, clock
+        self._key, self._hook, self._clock = key, hook, clock
         self._wire = Wire(base_url, self._authorize, own_hosts=OWN_HOSTS, fetcher=fetcher, transport=transport)
 
     def can(self, model: str) -> Can:
@@ -96,6 +97,7 @@ class Fal:
             "POST",
             f"/{call.model}{edit}",
             json=body,
+            params={"fal_webhook": self._hook.url} if self._hook else None,
             headers={"X-Fal-No-Retry": "1", "X-Fal-Request-Start-Timeout": str(max(1, math.ceil(call.seconds)))},
             seconds=min(call.seconds, polling.SUBMIT_SECONDS),
         )
@@ -111,13 +113,15 @@ class Fal:
     async def collect(self, handle: Handle, call: Call, watcher: Watcher = ignore) -> Answer:
         deadline = Deadline(call.seconds, self._clock)
         url = self._place(handle, "status_url")
-        state = await polling.poll(
-            lambda seconds: self._wire.send("GET", url, seconds=seconds, buys=False),
-            lambda response: _completed(response, watcher),
-            handle=handle,
-            deadline=deadline,
-            first=self._usual_seconds(call.model),
-        )
+        with woken(self._hook, handle) as event:
+            state = await polling.poll(
+                lambda seconds: self._wire.send("GET", url, seconds=seconds, buys=False),
+                lambda response: _completed(response, watcher),
+                handle=handle,
+                deadline=deadline,
+                pace=polling.pace_of(call.expected, hooked=event is not None),
+                woken=event,
+            )
         told = await self._result(state, handle, deadline)
         flags = told.get("has_nsfw_concepts")
         if flags is True or (isinstance(flags, list) and any(flags)):
@@ -202,7 +206,7 @@ class Fal:
             _itself,
             handle=handle,
             deadline=deadline,
-            first=0.0,
+            pace=polling.AT_ONCE,
             readable=is_of_the_work,
         )
         if not response.is_success or state.get("error"):

@@ -1,28 +1,129 @@
-"""Webhooks of services that work is taken on by: whether one is genuine, and which work it tells of.
+"""Webhooks of services that work is taken on by: whether one is genuine, which work it tells of, and who is woken by it.
 
 They are hints. Whoever gets one polls the work at once; nothing that it says is believed, so that one that is repeated,
-late or lost changes nothing. Each function gives the service's id of the work, or raises HookError.
+late or lost changes nothing. Each `verify_…` gives the service's id of the work, or raises HookError.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
 import hmac
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from kleinbild.core.errors import KleinbildError
+from kleinbild.providers.hosted import Handle
 
 TOLERANCE_SECONDS = 300.0
 """How far a webhook's time may be from ours, either way."""
+FAL_KEYS_URL = "https://rest.fal.ai/.well-known/jwks.json"
+KEPT_SECONDS = 24 * 3600.0
+"""For which keys may be kept: fal says so."""
+FRESH_SECONDS = 300.0
+"""For which keys are not asked for again although a signature fits none of them."""
+MAX_EARLY = 256
+"""Works that were told of before anybody waited for them."""
 
 
 class HookError(KleinbildError):
     """A webhook that is not the service's, or not one that can be read."""
+
+
+class Bells:
+    """Who waits for which work, of all providers, by the service's id of it."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[str, str], set[asyncio.Event]] = {}
+        self._early: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    @contextmanager
+    def waiting(self, provider: str, work: str) -> Iterator[asyncio.Event]:
+        """Within, the event is set whenever the work is told of; at once if it was already."""
+        key, event = (provider, work), asyncio.Event()
+        if key in self._early:
+            del self._early[key]
+            event.set()
+        self._waiting.setdefault(key, set()).add(event)
+        try:
+            yield event
+        finally:
+            self._waiting[key].discard(event)
+            if not self._waiting[key]:
+                del self._waiting[key]
+
+    def ring(self, provider: str, work: str) -> bool:
+        """Whether anybody waited. That of which nobody knows yet is kept for a while: an answer may be on its way."""
+        key = (provider, work)
+        for event in self._waiting.get(key, ()):
+            event.set()
+        if key in self._waiting:
+            return True
+        self._early[key] = None
+        if len(self._early) > MAX_EARLY:
+            self._early.popitem(last=False)
+        return False
+
+
+Verify = Callable[[bytes, Mapping[str, str]], Awaitable[str]]
+"""From a webhook's body and headers to the service's id of the work. Raises HookError, and what fetching keys raises."""
+
+
+@dataclass(slots=True, eq=False)
+class Hook:
+    """Where a service of the name `provider` is to call back. `secret` goes along where a service wants it with each request
+    (BFL)."""
+
+    provider: str
+    url: str
+    verify: Verify
+    secret: str | None = None
+    bells: Bells = field(default_factory=Bells)
+
+
+@contextmanager
+def woken(hook: Hook | None, handle: Handle) -> Iterator[asyncio.Event | None]:
+    """What is set when the work of the handle is told of; None if no webhook will come."""
+    if hook is None:
+        yield None
+        return
+    with hook.bells.waiting(hook.provider, str(handle.get("id"))) as event:
+        yield event
+
+
+class FalKeys:
+    """fal's published keys, as `fetch` gets them: for a day, and anew, but not often, if none fits a signature."""
+
+    def __init__(self, fetch: Callable[[], Awaitable[bytes]], clock: Callable[[], float] = time.time) -> None:
+        self._fetch, self._clock = fetch, clock
+        self._keys: Mapping[str, Any] = {}
+        self._at: float | None = None
+        self._fetching = asyncio.Lock()
+
+    async def verify(self, body: bytes, headers: Mapping[str, str]) -> str:
+        """Raises HookError, and what `fetch` raises."""
+        keys = await self._kept(KEPT_SECONDS)
+        try:
+            return verify_fal(body, headers, keys, now=self._clock)
+        except HookError:
+            newer = await self._kept(FRESH_SECONDS)
+            if newer is keys:
+                raise
+            return verify_fal(body, headers, newer, now=self._clock)
+
+    async def _kept(self, seconds: float) -> Mapping[str, Any]:
+        """The keys, no older than these seconds."""
+        async with self._fetching:
+            if self._at is None or self._clock() - self._at > seconds:
+                self._keys, self._at = _keys(await self._fetch()), self._clock()
+            return self._keys
 
 
 def verify_bfl(body: bytes, headers: Mapping[str, str], secret: str) -> str:
@@ -68,6 +169,16 @@ def verify_fal(
             continue
         return _id(body, "request_id")
     raise HookError("the webhook's signature does not fit")
+
+
+def _keys(text: bytes) -> Mapping[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise HookError("the service's keys cannot be read") from error
+    if not isinstance(found, dict) or not isinstance(found.get("keys"), list):
+        raise HookError("the service's keys cannot be read")
+    return found
 
 
 def _ed25519(jwks: Mapping[str, Any]) -> Iterator[Any]:

@@ -71,11 +71,24 @@ class ProviderError(KleinbildError):
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """Seconds from now until work is done: one of 20 is done within `soonest`, half of all within `usual`."""
+
+    soonest: float
+    usual: float
+
+    def after(self, seconds: float) -> Expected:
+        """What is left once these have passed."""
+        return Expected(max(0.0, self.soonest - seconds), max(0.0, self.usual - seconds))
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """`count` pictures of `work`, from the one with index `first` (its seed is `work.seed` + `first`), at the service's
     `model`. `id` is the attempt's: it goes along where a service keeps such a thing, so that bills can be compared.
-    `seconds` are left for all of it. `listener` is told of each step by the places that have steps. `can` is what the
-    deployment does, where that is not for its name alone to tell."""
+    `seconds` are left for all of it, of which it will probably take what is `expected`, None if nobody knows. `listener` is
+    told of each step by the places that have steps. `can` is what the deployment does, where that is not for its name alone
+    to tell."""
 
     id: str
     model: str
@@ -84,6 +97,7 @@ class Call:
     first: int = 0
     count: int = 1
     seconds: float = 600.0
+    expected: Expected | None = None
     user: str | None = None
     listener: Listener | None = None
     can: Can | None = None

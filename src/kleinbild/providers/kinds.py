@@ -8,6 +8,7 @@ import httpx2
 
 from kleinbild.core.deployments import Can, ProviderKind
 from kleinbild.providers import bfl, fal, openai, replicate, stability, together
+from kleinbild.providers.hooks import Hook
 from kleinbild.providers.hosted import Hosted
 from kleinbild.safety.fetch import Fetcher
 
@@ -18,7 +19,9 @@ _CAPABILITIES: Mapping[ProviderKind, Callable[[str], Can]] = {
     "stability": stability.capabilities,
     "fal": fal.capabilities,
 }
-_CLASSES = {
+TAKING_ON: frozenset[ProviderKind] = frozenset({"bfl", "replicate", "fal"})
+"""Those that take work on and are polled for it, and may call back when it is done."""
+_CLASSES: Mapping[ProviderKind, tuple[Callable[..., Hosted], str]] = {
     "openai": (openai.OpenAI, openai.DEFAULT_URL),
     "bfl": (bfl.BlackForestLabs, bfl.DEFAULT_URL),
     "replicate": (replicate.Replicate, replicate.DEFAULT_URL),
@@ -42,8 +45,11 @@ def hosted(
     *,
     fetcher: Fetcher | None = None,
     transport: httpx2.AsyncBaseTransport | None = None,
+    hook: Hook | None = None,
 ) -> Hosted:
-    """An account at a service; `base_url` is the service's own unless somebody says otherwise."""
+    """An account at a service; `base_url` is the service's own unless somebody says otherwise. `hook` is where those that
+    take work on are to call back (`TAKING_ON`)."""
     make, usual = _CLASSES[kind]
-    place: Hosted = make(key, base_url=base_url or usual, fetcher=fetcher, transport=transport)
+    hooked = {} if hook is None else {"hook": hook}
+    place: Hosted = make(key, base_url=base_url or usual, fetcher=fetcher, transport=transport, **hooked)
     return place

@@ -1,4 +1,7 @@
-"""Asking again and again how work is going that a service took on: soon at first, then less and less often.
+"""Asking again and again how work is going that a service took on: when it may be done, then less and less often.
+
+How soon and how often follows from what such work took before (`pace_of`): what takes a minute is not asked about every
+second, and what takes half a second is not looked at after two. A webhook that tells of the work wakes who asks.
 
 A poll that fails tells nothing about the work, so asking goes on until the time is up; what the service says of the work
 ends it. A service may not know its own work for a moment, on another of its machines: only when it says so several times
@@ -17,12 +20,20 @@ from typing import Any, TypeVar
 
 import httpx2
 
-from kleinbild.providers.hosted import Cause, Handle, ProviderError
+from kleinbild.providers.hosted import Cause, Expected, Handle, ProviderError
 from kleinbild.providers.wire import Wire, cause_of, retry_after
 
 FIRST_SECONDS = 0.4
 LONGEST_SECONDS = 5.0
 FACTOR = 1.5
+SHORTEST_SECONDS = 0.1
+LATEST_FIRST_SECONDS = 30.0
+"""Until the first poll, however long such work took before: it may be otherwise now."""
+LOOKS = 4
+"""Between the time at which one of 20 is done, and that at which half are."""
+HOOKED_SECONDS = 2.0
+"""Between polls, at first, where a webhook is to come: if it does, none of them is needed."""
+LONGEST_HOOKED_SECONDS = 15.0
 ANSWER_SECONDS = 15.0
 """For the answer to one poll; then it has failed, and the next one follows."""
 SUBMIT_SECONDS = 60.0
@@ -51,12 +62,30 @@ class Clock:
 
 
 CLOCK = Clock()
-UsualSeconds = Callable[[str], float | None]
-"""How long a model takes as a rule, by its name at the service; None if that is not known."""
 
 
-def unknown(_: str) -> float | None:
-    return None
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds until the first poll, and between it and the second; then they grow, up to `longest`."""
+
+    first: float = FIRST_SECONDS
+    interval: float = FIRST_SECONDS
+    longest: float = LONGEST_SECONDS
+
+
+USUAL_PACE = Pace()
+AT_ONCE = Pace(first=0.0)
+
+
+def pace_of(expected: Expected | None, *, hooked: bool = False) -> Pace:
+    """Of work that is `expected` to take so long. `hooked`: a webhook will probably tell of its end before."""
+    first, interval, longest = FIRST_SECONDS, FIRST_SECONDS, LONGEST_SECONDS
+    if expected is not None:
+        first = min(max(expected.soonest, SHORTEST_SECONDS), LATEST_FIRST_SECONDS)
+        interval = min(max((expected.usual - expected.soonest) / LOOKS, SHORTEST_SECONDS), LONGEST_SECONDS)
+    if hooked:
+        return Pace(max(first, HOOKED_SECONDS), max(interval, HOOKED_SECONDS), LONGEST_HOOKED_SECONDS)
+    return Pace(first, interval, longest)
 
 
 class Deadline:
@@ -69,8 +98,21 @@ class Deadline:
     def left(self) -> float:
         return max(0.0, self._end - self._clock.now())
 
-    async def wait(self, seconds: float) -> None:
-        await self._clock.sleep(min(seconds, self.left))
+    async def wait(self, seconds: float, woken: asyncio.Event | None = None) -> bool:
+        """Whether it was `woken` before the seconds had passed."""
+        sleep = self._clock.sleep(min(seconds, self.left))
+        if woken is None:
+            await sleep
+            return False
+        sleeping, waking = asyncio.ensure_future(sleep), asyncio.ensure_future(woken.wait())
+        try:
+            await asyncio.wait((sleeping, waking), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
+            waking.cancel()
+        was_woken = woken.is_set()
+        woken.clear()
+        return was_woken
 
 
 Ask = Callable[[float], Awaitable[httpx2.Response]]
@@ -87,28 +129,34 @@ async def poll(
     *,
     handle: Handle,
     deadline: Deadline,
-    first: float | None = FIRST_SECONDS,
+    pace: Pace = USUAL_PACE,
+    woken: asyncio.Event | None = None,
     readable: Callable[[httpx2.Response], bool] = succeeded,
 ) -> T:
     """What `read` makes of the first answer that tells how the work ended. It gets the `readable` ones.
 
-    `first` are the seconds before the first poll, such as those that the work takes as a rule; None for a usual start.
-    Raises ProviderError: what `read` raises; of the cause "timeout" at the deadline, after a last look; or of a service
+    Whoever sets `woken` has heard that there is something to be asked about: it is asked at once, and soon again. Raises ProviderError: what `read` raises; of the cause "timeout" at the deadline, after a last look; or of a service
     that does not let us look, or does not know the work. All have the `handle`.
     """
     try:
-        return await _poll(ask, lambda response: _look(response, read, readable), handle, deadline, _start(first))
+        return await _poll(ask, lambda response: _look(response, read, readable), handle, deadline, pace, woken)
     except ProviderError as error:
         error.handle = handle
         raise
 
 
 async def _poll(
-    ask: Ask, look: Callable[[httpx2.Response], T | Look], handle: Handle, deadline: Deadline, wait: float
+    ask: Ask,
+    look: Callable[[httpx2.Response], T | Look],
+    handle: Handle,
+    deadline: Deadline,
+    pace: Pace,
+    woken: asyncio.Event | None,
 ) -> T:
-    interval, missing = FIRST_SECONDS, 0
+    wait, interval, missing = pace.first, pace.interval, 0
     while True:
-        await deadline.wait(wait)
+        if await deadline.wait(wait, woken):
+            interval = FIRST_SECONDS
         is_last, after = deadline.left <= 0, None
         try:
             response = await ask(min(ANSWER_SECONDS, max(deadline.left, 1.0)))
@@ -127,7 +175,7 @@ async def _poll(
         if is_last:
             raise late(handle, f"of the last poll: {told}")
         wait = max(interval, after or 0.0)
-        interval = min(interval * FACTOR, LONGEST_SECONDS)
+        interval = min(interval * FACTOR, pace.longest)
 
 
 def place(wire: Wire, url: object) -> str | None:
@@ -175,10 +223,6 @@ def lost(handle: Handle, detail: str = "") -> ProviderError:
         handle=handle,
         detail=detail,
     )
-
-
-def _start(first: float | None) -> float:
-    return FIRST_SECONDS if first is None else min(first, LONGEST_SECONDS)
 
 
 def _look(

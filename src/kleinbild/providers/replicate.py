@@ -20,6 +20,7 @@ from kleinbild.core.jobs import ImageWork
 from kleinbild.core.sizes import Size, parse_aspect
 from kleinbild.providers import answers, delivered, polling, results
 from kleinbild.providers.given import data_url, media_type
+from kleinbild.providers.hooks import Hook, woken
 from kleinbild.providers.hosted import (
     Accepted,
     Answer,
@@ -31,7 +32,7 @@ from kleinbild.providers.hosted import (
     Watcher,
     ignore,
 )
-from kleinbild.providers.polling import CLOCK, Clock, Deadline, Look, UsualSeconds
+from kleinbild.providers.polling import CLOCK, Clock, Deadline, Look
 from kleinbild.providers.wire import MAX_DETAIL, Wire
 from kleinbild.safety.fetch import Fetcher
 
@@ -75,8 +76,8 @@ def nearest(size: Size) -> tuple[str, str]:
 
 class Replicate:
     """`wait_seconds`, at most 60, are how long a request is held for its prediction: less to poll, but a request that is
-    lost meanwhile leaves nobody knowing. With 0 it is polled at once. `usual_seconds` says when the first poll is worth
-    it; `clock` is for tests."""
+    lost meanwhile leaves nobody knowing. It is not held for work that is expected to take longer, nor where there is a
+    `hook` for it to call back. With 0 it is polled at once. `clock` is for tests."""
 
     def __init__(
         self,
@@ -86,11 +87,11 @@ class Replicate:
         fetcher: Fetcher | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
         wait_seconds: int = MAX_WAIT_SECONDS,
-        usual_seconds: UsualSeconds = polling.unknown,
+        hook: Hook | None = None,
         clock: Clock = CLOCK,
     ) -> None:
         self._key, self._wait_seconds = key, wait_seconds
-        self._usual_seconds, self._clock = usual_seconds, clock
+        self._hook, self._clock = hook, clock
         self._wire = Wire(base_url, self._authorize, own_hosts=OWN_HOSTS, fetcher=fetcher, transport=transport)
 
     def can(self, model: str) -> Can:
@@ -105,7 +106,9 @@ class Replicate:
             path, body["version"] = "/v1/predictions", call.model
         else:
             path = f"/v1/models/{owner_and_name}/predictions"
-        wait = max(0, min(self._wait_seconds, MAX_WAIT_SECONDS, math.floor(deadline.left / 2)))
+        if self._hook is not None:
+            body |= {"webhook": self._hook.url, "webhook_events_filter": ["completed"]}
+        wait = self._held(call, deadline)
         response = await self._wire.send(
             "POST",
             path,
@@ -124,13 +127,15 @@ class Replicate:
     async def collect(self, handle: Handle, call: Call, watcher: Watcher = ignore) -> Answer:  # noqa: ARG002
         deadline = Deadline(call.seconds, self._clock)
         url = self._place(handle, "get")
-        told = await polling.poll(
-            lambda seconds: self._wire.send("GET", url, seconds=seconds, buys=False),
-            lambda response: _read(response, handle),
-            handle=handle,
-            deadline=deadline,
-            first=self._usual_seconds(call.model),
-        )
+        with woken(self._hook, handle) as event:
+            told = await polling.poll(
+                lambda seconds: self._wire.send("GET", url, seconds=seconds, buys=False),
+                lambda response: _read(response, handle),
+                handle=handle,
+                deadline=deadline,
+                pace=polling.pace_of(call.expected, hooked=event is not None),
+                woken=event,
+            )
         return await self._answer(told, handle, call, deadline)
 
     async def cancel(self, handle: Handle) -> Cancellation:
@@ -154,6 +159,12 @@ class Replicate:
 
     def _authorize(self) -> Mapping[str, str]:
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
+
+    def _held(self, call: Call, deadline: Deadline) -> int:
+        """Seconds for which the request is held."""
+        if self._hook is not None or (call.expected is not None and call.expected.usual > self._wait_seconds):
+            return 0
+        return max(0, min(self._wait_seconds, MAX_WAIT_SECONDS, math.floor(deadline.left / 2)))
 
     async def _image(self, file: bytes, number: int, deadline: Deadline) -> str:
         if len(file) < MAX_DATA_URL:

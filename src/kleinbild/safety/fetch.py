@@ -17,7 +17,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
 import anyio
@@ -189,9 +189,14 @@ class Fetcher:
         """Raises DestinationError for a URL that is refused without a look-up: what can be said at registration."""
         check_url(url, self._transport.reach.ports)
 
-    async def fetch(self, url: str) -> anyio.SpooledTemporaryFile[bytes]:
-        """The file at `url`, at its beginning; the caller closes it. Raises DestinationError or FetchError."""
-        request, limits = self._request("GET", url, {"accept": "image/*"}, b""), self._limits
+    async def fetch(
+        self, url: str, *, accept: str = "image/*", max_bytes: int | None = None
+    ) -> anyio.SpooledTemporaryFile[bytes]:
+        """The file at `url`, at its beginning; the caller closes it. `max_bytes` are fewer than those of a picture. Raises
+        DestinationError or FetchError."""
+        request, limits = self._request("GET", url, {"accept": accept}, b""), self._limits
+        if max_bytes is not None:
+            limits = replace(limits, max_bytes=min(max_bytes, limits.max_bytes))
         file = anyio.SpooledTemporaryFile(max_size=limits.spool_bytes)
         try:
             async with self._exchange(request, limits.seconds) as response:

@@ -70,6 +70,7 @@ class Scripted:
     collects: list[Any] = field(default_factory=list)
     cancels: str = "impossible"
     asked: list[Call] = field(default_factory=list)
+    collected: list[Call] = field(default_factory=list)
     billed: Decimal = Decimal(0)
     cancelled: list[Handle] = field(default_factory=list)
 
@@ -82,6 +83,7 @@ class Scripted:
         return await self._do(act, call)
 
     async def collect(self, handle: Handle, call: Call, watcher: Any = None) -> Answer:
+        self.collected.append(call)
         act = self.collects.pop(0) if len(self.collects) > 1 else self.collects[0]
         answer = await self._do(act, call)
         assert isinstance(answer, Answer)
@@ -103,6 +105,9 @@ class Scripted:
             raise act
         if isinstance(act, Answer):
             return act
+        if act == "accept slowly":
+            await asyncio.sleep(0.25)
+            act = "accept"
         if act == "accept":
             return Accepted({"task": call.id})
         if act == "hang":
@@ -426,6 +431,37 @@ def test_who_goes_away_does_not_stop_a_bill(tmp_path: Path) -> None:
         assert await world.states() == [("a", "done")]
 
     run(tmp_path, scenario, a=Scripted([0.1]))
+
+
+@pytest.mark.parametrize("kind", ["bfl", "openai"])
+def test_who_polls_is_told_how_long_such_work_takes(tmp_path: Path, kind: str) -> None:
+    async def scenario(world: World) -> None:
+        await world.chain()
+        for _ in range(40):
+            world.services.fleet.predictor.observe(world.deployments[0], Measure(), 6.0, time.time(), "done")
+        await world.chain(keep="job_2")
+        before, after = (call.expected for call in world.places["a"].asked)
+        assert before is None
+        if kind == "openai":
+            assert after is None
+        else:
+            assert after is not None
+            assert 5 < after.soonest <= after.usual < 7
+
+    run(tmp_path, scenario, changes={"a": {"kind": kind}}, a=Scripted(["pictures"]))
+
+
+def test_what_has_passed_until_work_is_accepted_is_not_expected_again(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        for _ in range(40):
+            world.services.fleet.predictor.observe(world.deployments[0], Measure(), 3.0, time.time(), "done")
+        await world.chain()
+        begun, followed = world.places["a"].asked[0].expected, world.places["a"].collected[0].expected
+        assert begun is not None
+        assert followed is not None
+        assert 0.2 < begun.usual - followed.usual < 1
+
+    run(tmp_path, scenario, changes={"a": {"kind": "bfl"}}, a=Scripted(["accept slowly"], collects=["pictures"]))
 
 
 def test_a_slow_place_is_overtaken_and_the_loser_is_booked(tmp_path: Path) -> None:

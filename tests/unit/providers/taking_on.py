@@ -13,6 +13,7 @@ import pytest
 from kleinbild.core.jobs import ImageWork
 from kleinbild.core.sizes import Size
 from kleinbild.providers.base import Inputs
+from kleinbild.providers.hooks import Hook
 from kleinbild.providers.hosted import Call, ProviderError
 from kleinbild.providers.polling import Clock
 from kleinbild.safety.fetch import Fetcher
@@ -73,7 +74,7 @@ def fetcher_to(server: Server) -> Fetcher:
 
 
 def call(model: str, *, references: int = 0, file: bytes = b"", seconds: float = 60.0, **changes: Any) -> Call:
-    given = {name: changes.pop(name) for name in ("first", "count") if name in changes}
+    given = {name: changes.pop(name) for name in ("first", "count", "expected") if name in changes}
     work = ImageWork(
         "image.edit" if references else "image.generate",
         **{"prompt": "a cat", "model": "klein-4b", "seed": 7, "n": 1, "size": Size(32, 24), **changes},
@@ -103,3 +104,28 @@ def failing(coroutine: Any) -> ProviderError:
 
 def told(error: ProviderError) -> tuple[str, str, bool | None]:
     return error.cause, error.acceptance, error.billed
+
+
+class Hooked:
+    """A hook of a service, and the time in which its polls sleep."""
+
+    def __init__(self, secret: str | None = None) -> None:
+        self.hook = Hook("service", "https://gateway.example.com/hooks/service", _never_asked, secret)
+        self.asleep = asyncio.Event()
+        self.clock = Clock(now=lambda: 0.0, sleep=self._sleep)
+
+    async def _sleep(self, seconds: float) -> None:
+        self.asleep.set()
+        await asyncio.sleep(60.0 if seconds else 0.0)
+
+    async def until(self, collecting: Any, work: str) -> Any:
+        """What comes of it, once it is told of."""
+        task = asyncio.ensure_future(collecting)
+        await self.asleep.wait()
+        assert self.hook.bells.ring("service", work)
+        async with asyncio.timeout(10):
+            return await task
+
+
+async def _never_asked(body: bytes, headers: Any) -> str:
+    raise AssertionError

@@ -7,9 +7,9 @@ import pytest
 
 from kleinbild.core.sizes import Size
 from kleinbild.providers.bfl import MAX_ACTIVE, BlackForestLabs, capabilities
-from kleinbild.providers.hosted import Accepted
+from kleinbild.providers.hosted import Accepted, Expected
 from tests.unit.providers.pictures import picture
-from tests.unit.providers.taking_on import KEY, Server, Time, call, failing, fetcher_to, run, through_json, told
+from tests.unit.providers.taking_on import KEY, Hooked, Server, Time, call, failing, fetcher_to, run, through_json, told
 
 MODEL = "flux-2-klein-4b"
 SUBMIT, RESULT, SAMPLE = f"POST /v1/{MODEL}", "GET /v1/get_result", "GET /results/1/sample.png"
@@ -286,11 +286,19 @@ def test_a_polling_address_that_is_not_the_services_is_not_asked(url):
     assert {str(request.url) for request in service.asked(RESULT)} == {"https://api.bfl.ai/v1/get_result?id=task-1"}
 
 
-def test_the_first_poll_is_when_the_model_is_done_as_a_rule():
+def test_the_first_poll_is_when_it_may_be_done():
     time = Time()
-    asked = provider(server(ready()), time=time, usual_seconds={MODEL: 1.25}.get)
-    run(made(asked, call(MODEL)))
+    run(made(provider(server(ready()), time=time), call(MODEL, expected=Expected(1.25, 2.0))))
     assert time.waits == [1.25]
+
+
+def test_a_webhook_is_asked_for_and_wakes_who_waits():
+    hooked, service = Hooked("a secret"), server(ready(), task={"id": "task-1", "status": "Pending", "cost": None})
+    asked = provider(service, time=hooked, hook=hooked.hook)
+    answer = run(hooked.until(made(asked, call(MODEL)), "task-1"))
+    assert answer.pictures
+    sent = json.loads(service.asked(SUBMIT)[0].content)
+    assert (sent["webhook_url"], sent["webhook_secret"]) == (hooked.hook.url, "a secret")
 
 
 def test_a_task_cannot_be_cancelled():

@@ -8,7 +8,7 @@ from kleinbild.core.sizes import Size
 from kleinbild.providers.fal import Fal, capabilities
 from kleinbild.providers.hosted import Accepted
 from tests.unit.providers.pictures import picture
-from tests.unit.providers.taking_on import KEY, Server, Time, call, failing, fetcher_to, run, through_json, told
+from tests.unit.providers.taking_on import KEY, Hooked, Server, Time, call, failing, fetcher_to, run, through_json, told
 
 MODEL = "fal-ai/flux-2/klein/4b"
 QUEUE = "https://queue.fal.run/fal-ai/flux-2/requests/r1"
@@ -66,6 +66,18 @@ def collected(*polls, made=None, count=1):
 
 def sent(server, path=SUBMIT):
     return json.loads(server.asked(path)[0].content)
+
+
+def test_a_webhook_is_asked_for_and_wakes_who_waits():
+    hooked, service = Hooked(), server(COMPLETED)
+    asked = provider(service, clock=hooked.clock, hook=hooked.hook)
+
+    async def made():
+        accepted = await asked.start(call(MODEL))
+        return await hooked.until(asked.collect(accepted.handle, call(MODEL)), "r1")
+
+    assert run(made()).pictures
+    assert service.asked(SUBMIT)[0].url.params["fal_webhook"] == hooked.hook.url
 
 
 def test_pictures_are_made():

@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -9,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from standardwebhooks import Webhook
 
-from kleinbild.providers.hooks import HookError, verify_bfl, verify_fal, verify_replicate
+from kleinbild.providers.hooks import Bells, FalKeys, HookError, verify_bfl, verify_fal, verify_replicate
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
 NOW = 1_790_000_000.0
@@ -111,3 +112,67 @@ def test_a_webhook_that_is_not_fals_is_none():
     for body, given, keys in wrong:
         with pytest.raises(HookError):
             verify_fal(body, given, keys, now=now)
+
+
+class Published:
+    def __init__(self, *keys):
+        self.keys, self.num_asked, self.now = keys, 0, NOW
+
+    async def fetch(self):
+        self.num_asked += 1
+        return json.dumps(jwks(*self.keys)).encode()
+
+    def clock(self):
+        return self.now
+
+
+def test_fals_keys_are_fetched_once_a_day():
+    key = Ed25519PrivateKey.generate()
+    published = Published(key)
+    keys = FalKeys(published.fetch, published.clock)
+    for seconds, num_asked in ((0, 1), (3600, 1), (23 * 3600 + 1, 2)):
+        published.now += seconds
+        assert asyncio.run(keys.verify(FAL, of_fal(FAL, key, published.now))) == "request-1"
+        assert published.num_asked == num_asked
+
+
+def test_fals_keys_are_fetched_anew_but_not_often_if_none_fits():
+    old, new = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    published = Published(old)
+    keys = FalKeys(published.fetch, published.clock)
+    for _ in range(3):
+        with pytest.raises(HookError):
+            asyncio.run(keys.verify(FAL, of_fal(FAL, new)))
+    assert published.num_asked == 1
+    published.keys, published.now = (new,), NOW + 299
+    with pytest.raises(HookError):
+        asyncio.run(keys.verify(FAL, of_fal(FAL, new, published.now)))
+    published.now = NOW + 301
+    assert asyncio.run(keys.verify(FAL, of_fal(FAL, new, published.now))) == "request-1"
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b'{"keys": 1}'])
+def test_keys_that_cannot_be_read_are_none(text):
+    async def fetch():
+        return text
+
+    with pytest.raises(HookError):
+        asyncio.run(FalKeys(fetch, now).verify(FAL, of_fal(FAL, Ed25519PrivateKey.generate())))
+
+
+def test_a_bell_wakes_all_who_wait_for_that_work_and_nobody_else():
+    bells = Bells()
+    with bells.waiting("fal", "1") as first, bells.waiting("fal", "1") as second, bells.waiting("bfl", "1") as other:
+        assert bells.ring("fal", "1")
+        assert (first.is_set(), second.is_set(), other.is_set()) == (True, True, False)
+    assert not bells.ring("fal", "1")
+
+
+def test_what_is_told_of_before_anybody_waits_is_kept_and_not_without_bound():
+    bells = Bells()
+    for number in range(300):
+        assert not bells.ring("fal", str(number))
+    with bells.waiting("fal", "299") as last, bells.waiting("fal", "0") as first:
+        assert (last.is_set(), first.is_set()) == (True, False)
+    with bells.waiting("fal", "299") as again:
+        assert not again.is_set()

@@ -1,8 +1,10 @@
+import asyncio
+
 import httpx2
 import pytest
 
-from kleinbild.providers.hosted import ProviderError
-from kleinbild.providers.polling import Deadline, Look, poll
+from kleinbild.providers.hosted import Expected, ProviderError
+from kleinbild.providers.polling import Clock, Deadline, Look, Pace, pace_of, poll
 from tests.unit.providers.taking_on import Time, failing, run, told
 
 HANDLE = {"id": "7"}
@@ -43,17 +45,46 @@ def test_it_is_asked_soon_and_then_ever_less_often_up_to_a_limit():
     assert max(polled.time.waits) == 5.0
 
 
-def test_the_first_poll_is_when_the_work_is_done_as_a_rule():
+@pytest.mark.parametrize(
+    ("soonest", "usual", "waits"),
+    [(0.3, 0.5, [0.3, 0.1, 0.15]), (2.5, 4.5, [2.5, 0.5, 0.75]), (20.0, 60.0, [20.0, 5.0, 5.0])],
+    ids=["quick", "usual", "slow"],
+)
+def test_it_is_asked_from_when_it_may_be_done_and_as_often_as_is_worth_it(soonest, usual, waits):
+    polled = Polled(202, 202, 200)
+    run(polled.poll(pace=pace_of(Expected(soonest, usual))))
+    assert polled.time.waits == pytest.approx(waits)
+
+
+@pytest.mark.parametrize(("soonest", "first"), [(0.0, 0.1), (40.0, 30.0)])
+def test_whatever_is_expected_the_first_poll_is_neither_at_once_nor_late(soonest, first):
+    assert pace_of(Expected(soonest, 60.0)).first == first
+
+
+def test_what_has_passed_is_expected_no_more():
+    assert Expected(2.0, 5.0).after(3.0) == Expected(0.0, 2.0)
+
+
+def test_where_a_webhook_is_to_come_it_is_asked_less_often():
+    for expected in (None, Expected(0.3, 0.5)):
+        assert pace_of(expected, hooked=True) == Pace(first=2.0, interval=2.0, longest=15.0)
+    assert pace_of(Expected(20.0, 60.0), hooked=True).first == 20.0
+
+
+def test_who_is_woken_asks_at_once_and_soon_again():
     polled = Polled(202, 200)
-    run(polled.poll(first=2.5))
-    assert polled.time.waits == pytest.approx([2.5, 0.4])
+    pace, asked = Pace(first=600.0, interval=600.0), []
 
+    async def woken_once():
+        event = asyncio.Event()
+        event.set()
+        slept = Clock(now=lambda: 0.0, sleep=lambda seconds: asked.append(seconds) or asyncio.sleep(seconds / 100))
+        return await poll(
+            polled.ask, polled.read, handle=HANDLE, deadline=Deadline(1000.0, slept), pace=pace, woken=event
+        )
 
-@pytest.mark.parametrize("first", [5.0, 40.0])
-def test_however_long_it_takes_as_a_rule_the_first_poll_is_not_late(first):
-    polled = Polled(200)
-    run(polled.poll(first=first))
-    assert polled.time.waits == [5.0]
+    assert run(woken_once()) == "done"
+    assert asked == [600.0, 0.4]
 
 
 def test_a_service_that_asks_for_time_gets_it():

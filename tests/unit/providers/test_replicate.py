@@ -5,10 +5,10 @@ import httpx2
 import pytest
 
 from kleinbild.core.sizes import Size
-from kleinbild.providers.hosted import Accepted, Answer
+from kleinbild.providers.hosted import Accepted, Answer, Expected
 from kleinbild.providers.replicate import Replicate, capabilities, nearest
 from tests.unit.providers.pictures import noise, picture
-from tests.unit.providers.taking_on import KEY, Server, Time, call, failing, fetcher_to, run, through_json, told
+from tests.unit.providers.taking_on import KEY, Hooked, Server, Time, call, failing, fetcher_to, run, through_json, told
 
 MODEL = "black-forest-labs/flux-2-klein-4b"
 SUBMIT, GET, CANCEL = f"POST /v1/models/{MODEL}/predictions", "GET /v1/predictions/p1", "POST /v1/predictions/p1/cancel"
@@ -100,6 +100,7 @@ def test_another_instance_collects_what_one_has_begun():
         ({"wait_seconds": 5}, 600.0, "wait=5", "600s"),
         ({"wait_seconds": 0}, 600.0, None, "600s"),
         ({}, 1.0, None, "5s"),
+        ({"hook": Hooked().hook}, 600.0, None, "600s"),
     ],
 )
 def test_it_is_held_and_cancelled_within_the_time_that_is_left(options, seconds, prefer, cancel_after):
@@ -107,6 +108,26 @@ def test_it_is_held_and_cancelled_within_the_time_that_is_left(options, seconds,
     run(provider(service, **options).start(call(MODEL, seconds=seconds)))
     headers = service.asked(SUBMIT)[0].headers
     assert (headers.get("prefer"), headers["cancel-after"]) == (prefer, cancel_after)
+
+
+@pytest.mark.parametrize(("usual", "prefer"), [(50.0, "wait=60"), (61.0, None)])
+def test_it_is_not_held_for_what_takes_longer_than_that(usual, prefer):
+    service = server()
+    run(provider(service).start(call(MODEL, seconds=600.0, expected=Expected(1.0, usual))))
+    assert service.asked(SUBMIT)[0].headers.get("prefer") == prefer
+
+
+def test_a_webhook_is_asked_for_and_wakes_who_waits():
+    hooked, service = Hooked(), server(SUCCEEDED)
+    asked = provider(service, clock=hooked.clock, hook=hooked.hook)
+
+    async def made():
+        accepted = await asked.start(call(MODEL))
+        return await hooked.until(asked.collect(accepted.handle, call(MODEL)), "p1")
+
+    assert run(made()).pictures
+    sent = json.loads(service.asked(SUBMIT)[0].content)
+    assert (sent["webhook"], sent["webhook_events_filter"]) == (hooked.hook.url, ["completed"])
 
 
 @pytest.mark.parametrize(

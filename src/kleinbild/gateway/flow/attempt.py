@@ -235,9 +235,11 @@ class Attempts:
         )
         if not running.wanted:
             self._also(self._call_off(running))
-        left = max(1.0, call.seconds - (self._fleet.clock() - began))
+        passed = self._fleet.clock() - began
+        expected = call.expected and call.expected.after(passed)
+        call = replace(call, seconds=max(1.0, call.seconds - passed), expected=expected)
         try:
-            answer = await running.place.collect(started.handle, replace(call, seconds=left), _watcher(call))
+            answer = await running.place.collect(started.handle, call, _watcher(call))
         except ProviderError as error:
             return await self._booked(self._failed(running, error, began))
         return await self._booked(self._done(running, answer, began))

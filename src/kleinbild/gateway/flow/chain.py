@@ -201,6 +201,7 @@ class Chain:
             first=part.first,
             count=part.count,
             seconds=max(0.1, min(self._left(), fleet.terms.call_seconds)),
+            expected=fleet.expected(deployment, measure),
             listener=self._listener,
             can=deployment.can,
         )
