@@ -89,3 +89,12 @@ class Deployment:
     @property
     def on_machine(self) -> bool:
         return self.kind == "local"
+
+    @property
+    def account_model(self) -> str:
+        return account_model(self.provider, self.provider_model)
+
+
+def account_model(provider: str, provider_model: str) -> str:
+    """What limits of an account's calls of one model are known by. No provider has such a name."""
+    return f"{provider}/{provider_model}"

@@ -236,6 +236,21 @@ class DeploymentSettings(Section):
     seed: bool | None = Field(
         None, description="of kind openai: whether the server takes a seed; default: all but OpenAI's own do"
     )
+    max_active: int | None = Field(
+        None, ge=1, description="calls of this model under way at once at the provider; default: the catalog's"
+    )
+    requests_per_minute: int | None = Field(None, ge=1, description="calls of it begun; default: the catalog's")
+    images_per_minute: int | None = Field(None, ge=1, description="its pictures asked for; default: the catalog's")
+    max_images: int | None = Field(
+        None, ge=1, description="pictures of one call; default: the catalog's, or all it can"
+    )
+    max_references: int | None = Field(None, ge=0, description="pictures given; default: the catalog's, or all it can")
+    max_side: int | None = Field(
+        None, ge=64, description="of a picture, in pixels; default: the catalog's, or all it can"
+    )
+    max_megapixels: Annotated[Decimal, Field(gt=0)] | None = Field(
+        None, description="of a picture; default: the catalog's, or all it can"
+    )
 
     @property
     def at_provider(self) -> str:

@@ -9,15 +9,18 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
+from typing import Any
 
-from kleinbild.core.deployments import UNKNOWN_PRICE, Can, Deployment, Parameter
+from kleinbild.core.deployments import UNKNOWN_PRICE, Can, Deployment, Parameter, account_model
 from kleinbild.core.money import written
 from kleinbild.core.prices import Price
-from kleinbild.gateway.catalog import Catalog, KnownModel
-from kleinbild.gateway.configured import DeploymentSettings, PriceSettings, ProviderSettings
+from kleinbild.core.sizes import Size, parse_size
+from kleinbild.gateway.catalog import Catalog, KnownLimit, KnownModel
+from kleinbild.gateway.configured import DeploymentSettings, PriceSettings, ProviderSettings, Section
 from kleinbild.gateway.settings import ConfigurationError, Settings
 
 SEED: frozenset[Parameter] = frozenset({"seed"})
+MAX_SIDE = 65_536
 NOT_AMOUNTS = ("version", "source", "read_on")
 log = logging.getLogger(__name__)
 
@@ -63,16 +66,22 @@ def aliases_of(settings: Settings, catalog: Catalog) -> dict[str, Alias]:
 
 
 def limits_of(provider: ProviderSettings, catalog: Catalog) -> AccountLimits:
-    """Each is the configuration's, else the catalog's. What the catalog knows of single models is `Catalog.limit`'s to say."""
+    """Each is the configuration's, else the catalog's. Those of single models are `model_limits_of`'s to say."""
     known = catalog.limit(provider.kind)
-    return AccountLimits(
-        *(
-            getattr(provider, limit.name)
-            if getattr(provider, limit.name) is not None
-            else getattr(known, limit.name, None)
-            for limit in fields(AccountLimits)
-        )
-    )
+    return AccountLimits(*(_first(limit.name, provider, known) for limit in fields(AccountLimits)))
+
+
+def model_limits_of(settings: Settings, catalog: Catalog) -> dict[str, AccountLimits]:
+    """Of an account's calls of one model, by `core.deployments.Deployment.account_model`; of several deployments of it the
+    last that says something has its way."""
+    kinds = {provider.name: provider.kind for provider in settings.all_providers}
+    found: dict[str, AccountLimits] = {}
+    for each in settings.all_deployments:
+        known = catalog.limit(kinds[each.provider], each.at_provider)
+        limits = AccountLimits(*(_first(limit.name, each, known) for limit in fields(AccountLimits)))
+        if limits != AccountLimits():
+            found[account_model(each.provider, each.at_provider)] = limits
+    return found
 
 
 def key_of(provider: ProviderSettings, environment: Mapping[str, str] = os.environ) -> str | None:
@@ -123,7 +132,11 @@ def _deployment(
         provider=each.provider,
         kind=provider.kind,
         provider_model=each.at_provider,
-        can=_able(each, known, can_of(provider, each.at_provider)),
+        can=_bounded(
+            each,
+            catalog.limit(provider.kind, each.at_provider),
+            _able(each, known, can_of(provider, each.at_provider)),
+        ),
         price=price_of(price) if price else UNKNOWN_PRICE,
         region=each.region,
         quality=each.quality,
@@ -146,6 +159,42 @@ def _able(each: DeploymentSettings, known: KnownModel | None, can: Can) -> Can:
             f"it does {', '.join(sorted(can.tasks))}",
         )
     return replace(can, tasks=tasks)
+
+
+def _bounded(each: DeploymentSettings, limit: KnownLimit | None, can: Can) -> Can:
+    """`can`, with what of it the deployment says, else the catalog. Raises ConfigurationError for more than a place can."""
+    for name in ("max_images", "max_references"):
+        own, most = getattr(each, name), getattr(can, name)
+        if own is not None and own > most:
+            raise ConfigurationError(
+                f"deployments.{each.name}.{name}: {own} are more than the {most} that {each.at_provider} takes in a call",
+                "write a smaller number, or leave it out",
+            )
+        if (least := _first(name, each, limit)) is not None:
+            can = replace(can, **{name: min(least, most)})
+    side, megapixels = _first("max_side", each, limit), _first("max_megapixels", each, limit)
+    if side is None and megapixels is None:
+        return can
+    side, pixels = side or MAX_SIDE, MAX_SIDE**2 if megapixels is None else int(megapixels * 1_000_000)
+    exact = {text: parse_size(text) for text in can.exact_sizes}
+    kept = tuple(text for text, size in exact.items() if max(size.width, size.height) <= side and size.area <= pixels)
+    sizes = can.sizes and replace(
+        can.sizes,
+        max_side=min(can.sizes.max_side, side // can.sizes.multiple * can.sizes.multiple),
+        max_pixels=min(can.sizes.max_pixels, pixels),
+    )
+    if (exact and not kept) or (sizes and not sizes.contains(Size(sizes.min_side, sizes.min_side))):
+        raise ConfigurationError(
+            f"deployments.{each.name}: {each.at_provider} makes no picture that small",
+            "raise max_side or max_megapixels",
+        )
+    return replace(can, sizes=sizes, exact_sizes=kept)
+
+
+def _first(name: str, own: Section, known: KnownLimit | None) -> Any:
+    """What is written, else what is known."""
+    written_here = getattr(own, name, None)
+    return getattr(known, name, None) if written_here is None else written_here
 
 
 def _secret(variable: str, what: str, environment: Mapping[str, str]) -> str:

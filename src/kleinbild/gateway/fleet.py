@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
@@ -152,8 +152,13 @@ class Fleet:
 
     @asynccontextmanager
     async def slot(self, deployment: Deployment, num_images: int, seconds: float) -> AsyncIterator[None]:
-        """A place among the calls that the provider takes at once. Raises ProviderError, refused, if none comes in time."""
-        async with self.limits.slot(deployment.provider, num_images, self.clock() + seconds):
+        """A place among the calls that the provider takes at once, of all and of that model. Raises ProviderError, refused, if
+        none comes in time."""
+        deadline, model = self.clock() + seconds, deployment.account_model
+        async with AsyncExitStack() as stack:
+            if self.limits.is_limited(model):  # first: who waits for this one keeps nobody from asking for others
+                await stack.enter_async_context(self.limits.slot(model, num_images, deadline))
+            await stack.enter_async_context(self.limits.slot(deployment.provider, num_images, deadline))
             yield
 
     def become(self, other: Fleet) -> None:
@@ -172,10 +177,20 @@ class Fleet:
 
     def _standing(self, deployment: Deployment, now: float) -> Standing:
         circuit = self.circuits.standing(deployment.name)
+        active, max_active = self._places_of(deployment)
         return Standing(
             circuit=circuit.state,
             retry_at=now + circuit.retry_seconds if circuit.retry_seconds else None,
             waiting_seconds=self.waiting() if deployment.on_machine else 0.0,
-            active=self.limits.active(deployment.provider),
-            max_active=self.limits.limit(deployment.provider).max_active,
+            active=active,
+            max_active=max_active,
         )
+
+    def _places_of(self, deployment: Deployment) -> tuple[int, int | None]:
+        """Those taken, and all: of its model if these are taken, else of the account."""
+        model = deployment.account_model
+        if self.limits.is_limited(model):
+            active, most = self.limits.active(model), self.limits.limit(model).max_active
+            if most is not None and active >= most:
+                return active, most
+        return self.limits.active(deployment.provider), self.limits.limit(deployment.provider).max_active

@@ -12,7 +12,14 @@ from kleinbild.core.deployments import Can
 from kleinbild.gateway import catalog
 from kleinbild.gateway.catalog import Catalog
 from kleinbild.gateway.configured import ProviderSettings
-from kleinbild.gateway.deployments import aliases_of, deployments_of, key_of, limits_of, webhook_secret_of
+from kleinbild.gateway.deployments import (
+    aliases_of,
+    deployments_of,
+    key_of,
+    limits_of,
+    model_limits_of,
+    webhook_secret_of,
+)
 from kleinbild.gateway.fleet import Fleet, FleetTerms
 from kleinbild.gateway.flow.circuits import Circuits, Tolerance
 from kleinbild.gateway.flow.hedging import Hedges
@@ -61,7 +68,7 @@ def open_fleet(
         local=local,
         circuits=Circuits(Tolerance(consecutive=routing.failures, open_seconds=routing.rest_seconds)),
         predictor=predictor or Predictor(),
-        limits=ProviderLimits({name: _limit(each, known) for name, each in providers.items()}, counters),
+        limits=ProviderLimits(_limits(settings, providers, known), counters),
         hedges=Hedges(share=routing.hedge_share),
         default_model=deployments[0].model,
         aliases=aliases_of(settings, known),
@@ -165,6 +172,10 @@ async def _fal_keys(fetcher: Fetcher) -> bytes:
         return await file.read()
 
 
-def _limit(provider: ProviderSettings, known: Catalog) -> ProviderLimit:
-    own = limits_of(provider, known)
-    return ProviderLimit(own.max_active, own.requests_per_minute, own.images_per_minute)
+def _limits(settings: Settings, providers: Mapping[str, ProviderSettings], known: Catalog) -> dict[str, ProviderLimit]:
+    """Of accounts, and of their calls of single models."""
+    found = {name: limits_of(each, known) for name, each in providers.items()} | model_limits_of(settings, known)
+    return {
+        name: ProviderLimit(each.max_active, each.requests_per_minute, each.images_per_minute)
+        for name, each in found.items()
+    }

@@ -12,10 +12,20 @@ import pytest
 from kleinbild.cli.app import invoke
 from kleinbild.core.deployments import PROVIDER_KINDS, UNKNOWN_PRICE, Can, ProviderKind
 from kleinbild.core.prices import Measure, UnknownPriceError
+from kleinbild.core.sizes import SizeRange
 from kleinbild.gateway import catalog
 from kleinbild.gateway.catalog import FILE, Catalog, CatalogError, KnownPrice, current, load, parsed, shipped, usable
 from kleinbild.gateway.configured import PriceSettings, ProviderSettings
-from kleinbild.gateway.deployments import aliases_of, deployments_of, key_of, limits_of, price_of, require_secrets
+from kleinbild.gateway.deployments import (
+    AccountLimits,
+    aliases_of,
+    deployments_of,
+    key_of,
+    limits_of,
+    model_limits_of,
+    price_of,
+    require_secrets,
+)
 from kleinbild.gateway.settings import ConfigurationError, Settings
 from kleinbild.providers.kinds import capabilities
 
@@ -257,6 +267,66 @@ def test_limits_are_the_configurations_then_the_catalogs() -> None:
     kontext = shipped().limit("bfl", "flux-kontext-max")
     assert kontext is not None
     assert kontext.max_active == 6
+
+
+KONTEXT = {"provider_model": "flux-kontext-max"}
+
+
+def test_limits_of_a_model_are_the_deployments_then_the_catalogs() -> None:
+    known = model_limits_of(at_bfl(**KONTEXT), shipped())
+    assert known == {"bfl/flux-kontext-max": AccountLimits(max_active=6)}
+    own = model_limits_of(at_bfl(**KONTEXT, max_active=2, images_per_minute=9), shipped())
+    assert own == {"bfl/flux-kontext-max": AccountLimits(max_active=2, images_per_minute=9)}
+    assert model_limits_of(at_bfl(provider_model="flux-2-pro"), shipped()) == {}
+
+
+def bounded(known: str = "", **own: object) -> Can:
+    """What of ABLE is left of a deployment."""
+    limit = f'[[limits]]\nkind = "bfl"\nprovider_model = "klein"\n{known}\n{FACT}' if known else ""
+    [deployment] = deployments_of(at_bfl(**own), parsed(NEWER + limit, "it"), lambda _, __: ABLE)[1:]
+    return deployment.can
+
+
+ABLE = Can(
+    frozenset({"image.generate"}),
+    frozenset(),
+    sizes=SizeRange(64, 4096, 4_000_000, 16),
+    exact_sizes=("1024x1024", "2048x1024"),
+    max_images=4,
+    max_references=8,
+)
+
+
+def test_what_a_model_can_is_bounded_by_the_catalog_where_a_deployment_does_not_say_otherwise() -> None:
+    known = "max_images = 2\nmax_references = 0\nmax_side = 1500\nmax_megapixels = 1.5"
+    assert bounded() == ABLE
+    can = bounded(known)
+    assert (can.max_images, can.max_references, can.exact_sizes) == (2, 0, ("1024x1024",))
+    assert can.sizes == SizeRange(64, 1488, 1_500_000, 16)
+    can = bounded(known, max_images=3, max_references=5, max_side=2048, max_megapixels=3)
+    assert (can.max_images, can.max_references, can.exact_sizes) == (3, 5, ABLE.exact_sizes)
+    assert can.sizes == SizeRange(64, 2048, 3_000_000, 16)
+
+
+@pytest.mark.parametrize("known", ["max_images = 9", "max_side = 9000"])
+def test_the_catalog_makes_nothing_possible(known: str) -> None:
+    assert bounded(known) == ABLE
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [({"max_images": 5}, "max_images: 5 are more than the 4"), ({"max_side": 64}, "makes no picture that small")],
+)
+def test_a_deployment_that_says_more_than_a_place_can_or_nothing_that_it_can_is_refused(
+    own: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        bounded(**own)
+
+
+def test_an_account_has_no_limits_of_a_call() -> None:
+    told = refused(NEWER + f'[[limits]]\nkind = "bfl"\nmax_images = 2\n{FACT}')
+    assert "name it in provider_model" in told
 
 
 def test_a_key_is_in_the_environment_and_a_missing_one_is_named() -> None:

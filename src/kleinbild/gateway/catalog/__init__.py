@@ -10,6 +10,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator
+from decimal import Decimal
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +28,7 @@ MAX_BYTES = 4_000_000
 log = logging.getLogger(__name__)
 _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(\.\d{1,4})?")
 
+OF_A_CALL = frozenset({"max_images", "max_references", "max_side", "max_megapixels"})
 Confidence = Literal["high", "medium", "low"]
 
 
@@ -80,14 +82,24 @@ class KnownAlias(Known):
 
 
 class KnownLimit(Known):
-    """Of an account, or of an account's calls of one model."""
+    """Of an account, or of an account's calls of one model; what is in a call is limited by model."""
 
     kind: ProviderKind
     provider_model: str | None = None
     max_active: int | None = Field(None, ge=1)
     requests_per_minute: int | None = Field(None, ge=1)
     images_per_minute: int | None = Field(None, ge=1)
+    max_images: int | None = Field(None, ge=1)
+    max_references: int | None = Field(None, ge=0)
+    max_side: int | None = Field(None, ge=64)
+    max_megapixels: Annotated[Decimal, Field(gt=0)] | None = None
     note: str = ""
+
+    @model_validator(mode="after")
+    def _of_a_call(self) -> KnownLimit:
+        if self.provider_model is None and self.model_fields_set & OF_A_CALL:
+            raise ValueError(f"{', '.join(sorted(OF_A_CALL))} are a model's; name it in provider_model")
+        return self
 
 
 class Catalog(Section):

@@ -86,7 +86,7 @@ class _Provider:
 
 
 class ProviderLimits:
-    """By the providers' names; those that have none may be asked as often as one likes."""
+    """By the providers' names, or those of their models; those that have none may be asked as often as one likes."""
 
     def __init__(
         self,
@@ -107,6 +107,9 @@ class ProviderLimits:
 
     def limit(self, provider: str) -> ProviderLimit:
         return self._limits.get(provider, ProviderLimit())
+
+    def is_limited(self, provider: str) -> bool:
+        return provider in self._limits
 
     def active(self, provider: str) -> int:
         """Requests that hold a slot."""
