@@ -378,11 +378,24 @@ class Routing(Section):
     failures: int = Field(5, ge=1, description="of a place one after another, after which it is left alone")
     rest_seconds: float = Field(30.0, gt=0, description="how long; then one call tries it")
     probe_seconds: float = Field(60.0, ge=0, description="between checks of places, which buy nothing; 0: none")
+    canary_hours: float | None = Field(
+        None,
+        ge=0.1,
+        description="after which a smallest picture is bought at a place that nothing was heard of; default: none is",
+    )
+    canary_budget: Dollars | None = Field(None, description="what all of those may cost in a window; needed for them")
+    canary_window: Window | None = Field("30d", description="such as 30d, 12h, month")
 
     @property
     def unknown(self) -> Literal["never", "after_collect"] | Decimal:
         """What to do after an attempt of which nobody knows whether it is charged; dollars are what may be paid twice."""
         return self.on_unknown if self.allow_double_up_to is None else self.allow_double_up_to
+
+    @model_validator(mode="after")
+    def _canaries_are_bounded(self) -> Routing:
+        if self.canary_hours is not None and self.canary_budget is None:
+            raise ValueError("canary_hours buys pictures; say in canary_budget for how much at most")
+        return self
 
     @model_validator(mode="after")
     def _one_answer_to_unknown(self) -> Routing:

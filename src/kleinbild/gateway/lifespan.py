@@ -15,7 +15,7 @@ from kleinbild.core.errors import OutputError
 from kleinbild.core.heap import give_back_holes
 from kleinbild.core.jobs import FINAL, ImageWork
 from kleinbild.engine.remote import RemoteEngine
-from kleinbild.gateway import experience
+from kleinbild.gateway import canary, experience
 from kleinbild.gateway.api.media import Media
 from kleinbild.gateway.catalog import usable
 from kleinbild.gateway.events import EventHub
@@ -118,7 +118,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         await durable.launch(services, data)
         stack.push_async_callback(durable.stop, services)
         await _take_up_attempts(services)
-        for task in (_sweep(services), _trim(blobs), services.pulse.beat()):
+        for task in (_sweep(services), _trim(blobs), services.pulse.beat(), canary.run(services)):
             stack.callback(asyncio.create_task(task).cancel)
         if settings.routing.probe_seconds:
             stack.callback(asyncio.create_task(services.checks.run()).cancel)

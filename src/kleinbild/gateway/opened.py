@@ -10,6 +10,7 @@ from decimal import Decimal
 from kleinbild.core.callers import Caller
 from kleinbild.core.deployments import Can
 from kleinbild.gateway import catalog
+from kleinbild.gateway.canary import BUDGET, CANARY
 from kleinbild.gateway.catalog import Catalog
 from kleinbild.gateway.configured import ProviderSettings
 from kleinbild.gateway.deployments import (
@@ -132,6 +133,8 @@ def configured_budgets(settings: Settings) -> Iterator[Budget]:
             yield Budget(
                 f"{CONFIGURED}keys.{key.name}", budget.amount, budget.window, key=CONFIGURED + key.name, alerts=alerts
             )
+    if (canaries := settings.routing.canary_budget) is not None:
+        yield Budget(BUDGET, canaries, settings.routing.canary_window, key=CANARY)
     for each in settings.budgets:
         subject = CONFIGURED + each.subject if each.scope == "key" and each.subject in names else each.subject
         alerts = tuple(Decimal(str(share)) for share in each.alerts)

@@ -96,6 +96,16 @@ async def ended(
     return await _entries(connection, page.order_by(attempts.c.created_at, attempts.c.id).limit(PAGE).subquery())
 
 
+async def last_attempts(connection: AsyncConnection, caller: str, *, since: float) -> dict[str, float]:
+    """When the caller, whose project has his name, last had one at each deployment, as far as that was since then."""
+    latest = (
+        select(attempts.c.deployment, func.max(attempts.c.created_at).label("at"))
+        .where(attempts.c.project == caller, attempts.c.caller == caller, attempts.c.created_at >= since)
+        .group_by(attempts.c.deployment)
+    )
+    return {row.deployment: row.at for row in await connection.execute(latest)}
+
+
 async def corrections(
     connection: AsyncConnection,
     *,

@@ -12,8 +12,8 @@ from kleinbild.gateway.services import Services
 from kleinbild.gateway.settings import Settings
 
 
-def settings(folder: Path, *names: str, **more: Any) -> Settings:
-    """A provider for each name, with a deployment of the same name, of the model "sketch", for a cent a picture."""
+def settings(folder: Path, *names: str, price: str | None = "0.01", **more: Any) -> Settings:
+    """A provider for each name, with a deployment of the same name, of the model "sketch", for `price` a picture, None if nobody knows."""
     given = {
         "server": {"data": folder} | more.pop("server", {}),
         "engine": {"models": []},
@@ -24,7 +24,7 @@ def settings(folder: Path, *names: str, **more: Any) -> Settings:
                 "model": "sketch",
                 "provider": each,
                 "provider_model": "gpt-image-1",
-                "price": {"per_image": "0.01"},
+                "price": price and {"per_image": price},
             }
             for each in names
         ],

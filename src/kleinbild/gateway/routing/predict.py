@@ -122,6 +122,11 @@ class Predictor:
         del kept[:-KEPT]
         seen.kept.clear()
 
+    def heard_at(self, deployment: str) -> float | None:
+        """When a call last ended in a way that tells of the place."""
+        seen = self._seen.get(deployment)
+        return None if seen is None else seen.at
+
     def reliability(self, deployment: str, now: float) -> float:
         """The expected share of calls that succeed, above 0 and below 1."""
         seen = self._seen.get(deployment)
