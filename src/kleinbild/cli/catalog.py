@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kleinbild.cli import options
-from kleinbild.cli.terminal import printable, result, result_json
+from kleinbild.cli.terminal import printable, result, result_json, warn
 from kleinbild.core.money import written
 
 if TYPE_CHECKING:
@@ -32,12 +32,14 @@ WIDTH, INDENT = 100, "    "
 catalog = typer.Typer(help="Prices of hosted services, as far as they are known.", no_args_is_help=True)
 
 
+Config = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Settings of the server (default: kleinbild.toml).")
+]
+
+
 @catalog.command()
 def show(
-    file: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="Settings of the server (default: kleinbild.toml)."),
-    ] = None,
+    file: Config = None,
     as_json: options.Json = False,
 ) -> None:
     """Show each price in US dollars, how far to trust it, when it was so and who says so.
@@ -45,9 +47,13 @@ def show(
     It is the catalog that came with this version, or a newer catalog.toml in the server's data folder.
     """
     from kleinbild.gateway.catalog import current
+    from kleinbild.gateway.refresh import last_of
     from kleinbild.gateway.settings import read_configuration
 
-    found = current(read_configuration(file).settings.data)
+    data = read_configuration(file).settings.data
+    found, last = current(data), last_of(data)
+    if last is not None and last.error is not None:
+        warn(f"a newer catalog was looked for at {last.source}, and none was taken: {last.error}")
     if as_json:
         result_json(found.model_dump(mode="json", exclude_defaults=True))
         return
@@ -65,6 +71,35 @@ def check(
     found = read(file)
     newer = "newer" if found.is_newer_than(shipped()) else "not newer"
     result(f"{file} is a catalog of {found.version}, {newer} than {shipped().version}: {len(found.models)} models")
+
+
+@catalog.command()
+def refresh(config: Config = None) -> None:
+    """Look now where [catalog] in the settings says. A server that runs on the same data folder takes it within a minute."""
+    import asyncio
+
+    from kleinbild.gateway.catalog import CatalogError, current
+    from kleinbild.gateway.lifespan import fetching
+    from kleinbild.gateway.refresh import Refreshed, refreshed
+    from kleinbild.gateway.settings import ConfigurationError, read_configuration
+    from kleinbild.safety.fetch import Fetcher
+
+    settings = read_configuration(config).settings
+    if settings.catalog.source is None:
+        raise ConfigurationError("catalog.url is not set", "set it, or catalog.file, in the settings")
+
+    async def looked() -> Refreshed:
+        fetcher = Fetcher(*fetching(settings.limits))
+        try:
+            return await refreshed(settings, fetcher)
+        finally:
+            await fetcher.aclose()
+
+    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = asyncio.run(looked())
+    if found.error is not None:
+        raise CatalogError(f"none was taken: {found.error}", "what was known before still holds")
+    result(f"the catalog {current(settings.data).version} is known")
 
 
 def _lines(model: KnownModel) -> Iterator[str]:

@@ -184,6 +184,9 @@ def _bounded(each: DeploymentSettings, limit: KnownLimit | None, can: Can) -> Ca
         max_pixels=min(can.sizes.max_pixels, pixels),
     )
     if (exact and not kept) or (sizes and not sizes.contains(Size(sizes.min_side, sizes.min_side))):
+        if each.max_side is None and each.max_megapixels is None:  # no catalog keeps a server from its start
+            log.warning("deployment %s: the catalog's sizes of %s are none that it makes", each.name, each.at_provider)
+            return can
         raise ConfigurationError(
             f"deployments.{each.name}: {each.at_provider} makes no picture that small",
             "raise max_side or max_megapixels",

@@ -15,7 +15,7 @@ from kleinbild.core.errors import OutputError
 from kleinbild.core.heap import give_back_holes
 from kleinbild.core.jobs import FINAL, ImageWork
 from kleinbild.engine.remote import RemoteEngine
-from kleinbild.gateway import canary, experience
+from kleinbild.gateway import canary, experience, refresh
 from kleinbild.gateway.api.media import Media
 from kleinbild.gateway.catalog import usable
 from kleinbild.gateway.events import EventHub
@@ -73,13 +73,14 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         fetcher = Fetcher(*fetching(settings.limits))
         stack.push_async_callback(fetcher.aclose)
         admission = Admission(settings.limits.max_queue, settings.limits.callers, counters)
+        found = usable(settings.data)
         fleet = open_fleet(
             settings,
             provider,
             fetcher,
             waiting=admission.waiting_seconds,
             counters=counters,
-            known=usable(settings.data),
+            known=found,
             predictor=experience.read(data),
         )
         stack.callback(lambda: experience.keep(data, fleet.predictor))
@@ -114,11 +115,13 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             checks=HealthChecks(fleet.places, fleet.listed, fleet.circuits, every=settings.routing.probe_seconds),
             fetcher=fetcher,
             pulse=Pulse(),
+            known=refresh.known(settings.data, found.version),
         )
         await durable.launch(services, data)
         stack.push_async_callback(durable.stop, services)
         await _take_up_attempts(services)
-        for task in (_sweep(services), _trim(blobs), services.pulse.beat(), canary.run(services)):
+        beside = (_sweep(services), _trim(blobs), services.pulse.beat(), canary.run(services), refresh.run(services))
+        for task in beside:
             stack.callback(asyncio.create_task(task).cancel)
         if settings.routing.probe_seconds:
             stack.callback(asyncio.create_task(services.checks.run()).cancel)

@@ -90,5 +90,5 @@ def model_in(annotation: Any) -> Any:
 def _given(error: ErrorDetails) -> str:
     """What was given, unless it is a whole table or may be, or hold, a secret."""
     value, name = error["input"], str(error["loc"][-1]) if error["loc"] else ""
-    secret = name.endswith(("_env", "_url")) or isinstance(value, dict | list)
+    secret = name.endswith(("_env", "url")) or isinstance(value, dict | list)
     return "" if secret else f", given was {value!r}"

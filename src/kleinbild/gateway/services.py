@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kleinbild.gateway.health import HealthChecks
     from kleinbild.gateway.limits.counters import Counters
     from kleinbild.gateway.pulse import Pulse
+    from kleinbild.gateway.refresh import Known
     from kleinbild.gateway.secrets import Secrets
     from kleinbild.gateway.settings import Settings
     from kleinbild.providers.base import Provider
@@ -80,6 +81,7 @@ class Services:
     checks: HealthChecks
     fetcher: Fetcher
     pulse: Pulse
+    known: Known
     retry_seconds: tuple[float, ...] = RETRY_SECONDS
     running: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
     plans: dict[str, Plan] = field(default_factory=dict)

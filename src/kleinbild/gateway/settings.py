@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from kleinbild.core.callers import Limits
 from kleinbild.core.errors import KleinbildError
@@ -111,12 +112,39 @@ class LimitSettings(Section):
         )
 
 
+def _plain_https(value: str) -> str:
+    """Says nothing of the value: there may be a password in it."""
+    parts = urlsplit(value)
+    if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc:
+        raise ValueError("it is not an address that begins with https:// and a host, without a user and a password")
+    return value
+
+
+class CatalogSettings(Section):
+    url: Annotated[str, AfterValidator(_plain_https)] | None = Field(
+        None, description="where newer catalogs of prices and limits are fetched from, by https; default: nowhere"
+    )
+    file: Path | None = Field(None, description="instead of a URL: a file that somebody else keeps up to date")
+    refresh_hours: float = Field(24.0, ge=0.1, description="between looks at either")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CatalogSettings:
+        if self.url is not None and self.file is not None:
+            raise ValueError("url and file are two places for one catalog; set one of them")
+        return self
+
+    @property
+    def source(self) -> str | None:
+        return self.url or (None if self.file is None else str(self.file))
+
+
 class Settings(Lists):
     server: Server = Server()  # type: ignore[call-arg]
     engine: EngineSettings = EngineSettings()  # type: ignore[call-arg]
     storage: Storage = Storage()  # type: ignore[call-arg]
     limits: LimitSettings = LimitSettings()  # type: ignore[call-arg]
     routing: Routing = Routing()  # type: ignore[call-arg]
+    catalog: CatalogSettings = CatalogSettings()  # type: ignore[call-arg]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:

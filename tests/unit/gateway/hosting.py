@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -36,4 +37,5 @@ def settings(folder: Path, *names: str, price: str | None = "0.01", **more: Any)
 async def hosting(found: Settings, **places: Any) -> AsyncIterator[Services]:
     async with open_services(found) as services:
         services.fleet.places = {**services.fleet.places, **places}
+        await asyncio.sleep(0)  # what runs beside requests has begun, and sleeps
         yield services

@@ -22,15 +22,18 @@ async def healthz(request: Request) -> Response:
 
 @router.get("/readyz", responses={503: {"description": "not yet, or not any more; the answer says what is missing"}})
 async def readyz(request: Request) -> Response:
-    """Pictures can be made."""
+    """Pictures can be made. `catalog` says which one is in force, and why a newer one is not."""
     services = services_of(request)
     found = {
         "engine": services.provider.ready,
         "database": await _reachable(request),
         "accepting": not services.draining,
     }
-    ready = all(found.values())
-    return JSONResponse({"status": "ready" if ready else "not ready", "checks": found}, 200 if ready else 503)
+    ready, known = all(found.values()), services.known
+    catalog = {"version": known.version, "error": known.last and known.last.error}
+    return JSONResponse(
+        {"status": "ready" if ready else "not ready", "checks": found, "catalog": catalog}, 200 if ready else 503
+    )
 
 
 async def _reachable(request: Request) -> bool:

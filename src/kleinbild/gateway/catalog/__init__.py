@@ -38,6 +38,10 @@ class CatalogError(KleinbildError):
     exit_code = 2
 
 
+class KnownAlreadyError(CatalogError):
+    """It is as good as what is known, or older."""
+
+
 def _version(value: str) -> str:
     if not _VERSION.fullmatch(value):
         raise ValueError("it is not a day such as 2026-11-22, with .1, .2, … for further ones of that day")
@@ -180,13 +184,13 @@ def usable(data: Path) -> Catalog:
 def load(source: Path | str, last_good: Path) -> Catalog:
     """Takes over a file, or the text that came from a URL, and keeps it as `last_good`, a server's data / FILE.
 
-    Raises CatalogError for what is wrong or not newer than what is known; then `last_good` stays as it was.
+    Raises CatalogError for what is wrong, KnownAlreadyError for what is not newer than what is known; then `last_good` stays as it was.
     """
     name = str(source) if isinstance(source, Path) else "the catalog that was fetched"
     text = _text(source) if isinstance(source, Path) else source
     found, known = parsed(text, name), _best(last_good)
     if not found.is_newer_than(known):
-        raise CatalogError(
+        raise KnownAlreadyError(
             f"{name} is of {found.version}, and {known.version} is known already", "raise its version if it says more"
         )
     _replace(last_good, text)
