@@ -40,6 +40,15 @@ class FleetTerms:
     unknown_price_reserve: Decimal | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What follows from settings together with a catalog."""
+
+    deployments: Mapping[str, Deployment]
+    aliases: Mapping[str, Alias]
+    limits: ProviderLimits
+
+
 @dataclass(slots=True, eq=False)
 class Fleet:
     """`places` are by the name of their provider, and so are the `hooks` of those that call back, which ring the `bells`.
@@ -170,6 +179,12 @@ class Fleet:
         for name in ("deployments", "places", "hedges", "default_model", "aliases", "rules", "terms", "hooks"):
             setattr(self, name, getattr(other, name))
         self.limits.become(other.limits)
+
+    def learn(self, facts: Facts) -> None:
+        """Takes over what is newly known of the same places. Limits that are the same go on counting."""
+        self.deployments, self.aliases = facts.deployments, facts.aliases
+        if not self.limits.are_those_of(facts.limits):
+            self.limits = facts.limits
 
     async def close(self) -> None:
         for place in (*self.places.values(), *self._former):

@@ -50,11 +50,16 @@ class HealthChecks:
         rng: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self._places, self._circuits = places, circuits
+        self._circuits = circuits
         self._every, self._quiet, self._timeout = every, quiet, timeout
         self._clock, self._rng, self._sleep = clock, rng, sleep
         self._began = clock()
         self._probes: dict[str, Probe] = {}
+        self.watch(places, deployments)
+
+    def watch(self, places: Mapping[str, Hosted], deployments: Iterable[Deployment]) -> None:
+        """These from now on."""
+        self._places = places
         self._deployments: dict[str, list[str]] = {}
         for each in deployments:
             if not each.on_machine:

@@ -21,7 +21,7 @@ from kleinbild.gateway.deployments import (
     model_limits_of,
     webhook_secret_of,
 )
-from kleinbild.gateway.fleet import Fleet, FleetTerms
+from kleinbild.gateway.fleet import Facts, Fleet, FleetTerms
 from kleinbild.gateway.flow.circuits import Circuits, Tolerance
 from kleinbild.gateway.flow.hedging import Hedges
 from kleinbild.gateway.limits.counters import Counters
@@ -58,21 +58,19 @@ def open_fleet(
 ) -> Fleet:
     """Raises ConfigurationError where a provider that is used has no key."""
     known = known or catalog.current(settings.data)
-    used = {each.provider for each in settings.all_deployments}
-    providers = {each.name: each for each in settings.all_providers if each.name in used}
-    deployments = deployments_of(settings, known, _can_of(local))
+    providers, facts = _used(settings), facts_of(settings, local, known, counters)
     routing, bells = settings.routing, Bells()
     hooks = {name: _hook(each, settings, fetcher, bells) for name, each in providers.items() if each.webhooks}
     return Fleet(
-        deployments={each.name: each for each in deployments},
+        deployments=facts.deployments,
         places={name: _place(each, local, fetcher, hooks.get(name)) for name, each in providers.items()},
         local=local,
         circuits=Circuits(Tolerance(consecutive=routing.failures, open_seconds=routing.rest_seconds)),
         predictor=predictor or Predictor(),
-        limits=ProviderLimits(_limits(settings, providers, known), counters),
+        limits=facts.limits,
         hedges=Hedges(share=routing.hedge_share),
-        default_model=deployments[0].model,
-        aliases=aliases_of(settings, known),
+        default_model=next(iter(facts.deployments.values())).model,
+        aliases=facts.aliases,
         rules=rules_of(settings),
         terms=FleetTerms(
             call_seconds=routing.call_seconds,
@@ -82,6 +80,21 @@ def open_fleet(
         bells=bells,
         waiting=waiting,
     )
+
+
+def facts_of(settings: Settings, local: Provider, known: Catalog, counters: Counters | None = None) -> Facts:
+    """Raises ConfigurationError for what a deployment says of itself and cannot be."""
+    return Facts(
+        {each.name: each for each in deployments_of(settings, known, _can_of(local))},
+        aliases_of(settings, known),
+        ProviderLimits(_limits(settings, _used(settings), known), counters),
+    )
+
+
+def _used(settings: Settings) -> dict[str, ProviderSettings]:
+    """The providers that a deployment is at."""
+    used = {each.provider for each in settings.all_deployments}
+    return {each.name: each for each in settings.all_providers if each.name in used}
 
 
 def rules_of(settings: Settings) -> tuple[Rule, ...]:

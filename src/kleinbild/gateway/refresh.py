@@ -2,7 +2,7 @@
 
 1. Every `refresh_hours` the URL or the file is read (`refreshed`); what is newer and all right becomes `catalog.toml` in
    the data folder, anything else is told and leaves it as it was. `kleinbild catalog refresh` does just this.
-2. Whenever `catalog.toml` there has changed, by whomever, the fleet becomes one that knows it (`look`).
+2. Whenever `catalog.toml` there has changed, by whomever, the fleet learns from it (`look`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from kleinbild.core.errors import DestinationError, FetchError
 from kleinbild.gateway.catalog import FILE, MAX_BYTES, CatalogError, KnownAlreadyError, load, usable
-from kleinbild.gateway.opened import open_fleet
+from kleinbild.gateway.opened import facts_of
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
@@ -102,15 +102,7 @@ async def look(services: Services) -> None:
     state.changed, found = changed, await asyncio.to_thread(usable, settings.data)
     if found.version == state.version:
         return
-    fleet = open_fleet(
-        settings,
-        services.provider,
-        services.fetcher,
-        waiting=services.fleet.waiting,
-        counters=services.counters,
-        known=found,
-    )
-    services.fleet.become(fleet)
+    services.fleet.learn(facts_of(settings, services.provider, found, services.counters))
     state.version = found.version
     log.warning("the catalog %s is in force", found.version)
 

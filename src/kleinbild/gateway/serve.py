@@ -146,6 +146,7 @@ def apply(new: Settings, old: Settings, services: Services | None) -> None:
     callers = configured_callers(new, services.secrets.derive("api keys"))
     services.settings = new
     services.fleet.become(fleet)
+    services.checks.watch(fleet.places, fleet.listed)
     services.authenticator.configure(callers)
     _settling.append(asyncio.get_running_loop().create_task(settle_budgets(new, services.database, services.budgets)))
     services.media.seconds = new.storage.url_minutes * 60

@@ -151,6 +151,15 @@ async def test_checks_that_fail_keep_requests_away_from_all_that_is_there() -> N
     assert probe.at == pytest.approx(time.time(), abs=5)
 
 
+async def test_with_new_settings_those_are_checked_that_there_are_then() -> None:
+    world = World()
+    new = Place()
+    world.checks.watch({"new": new}, [deployment("better", "new")])  # type: ignore[dict-item]
+    world.clock.now += 300
+    await world.checks.check()
+    assert (new.num_probes, world.num_probes["bfl"]) == (1, 0)
+
+
 async def test_a_check_that_hangs_is_given_up_and_holds_up_no_other() -> None:
     world = World(timeout=0.02)
     world.places["bfl"].hangs = True

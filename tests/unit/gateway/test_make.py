@@ -15,9 +15,10 @@ from kleinbild.gateway.flow import make
 from kleinbild.gateway.flow.route import Wish
 from kleinbild.gateway.flow.submit import Order, submit
 from kleinbild.gateway.services import Services
+from kleinbild.providers.hosted import Answer, Fetched
 from kleinbild.storage import jobs
 from tests.unit.gateway.hosting import hosting, settings
-from tests.unit.gateway.test_chain import Scripted
+from tests.unit.gateway.test_chain import Scripted, png
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +48,10 @@ async def test_whether_a_second_place_may_be_asked_is_kept_with_the_decision(
 
 @pytest.mark.parametrize(("losses", "num_told"), [("warn", 1), ("drop", 0)])
 async def test_what_is_to_be_dropped_is_not_told(tmp_path: Path, losses: Any, num_told: int) -> None:
-    async with hosting(settings(tmp_path, "a"), a=Scripted([0.0])) as services:
-        job = await made(services, Wish(losses=losses), size=Size(1000, 1000))
+    """Neither what the place does not honour nor what it says itself that it did otherwise."""
+    answer = Answer((Fetched(png(), 1),), notes=("the service made 32x32",))
+    async with hosting(settings(tmp_path, "a"), a=Scripted([answer])) as services:
+        job = await made(services, Wish(losses=losses, given={"size": "1000x1000"}), size=Size(1000, 1000))
         assert job.outcome is not None
-        assert (job.outcome.status, len(job.outcome.notes)) == ("completed", num_told)
+        assert job.outcome.status == "completed"
+        assert (len(job.warnings), len(job.outcome.notes)) == (num_told, num_told)

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.anyio
 
 URL = "https://prices.example.com/catalog.toml"
 PATH = "GET /catalog.toml"
+LIMIT = f'[[limits]]\nkind = "openai"\nmax_active = 3\n{FACT}'.encode()
 BY_URL = {"url": URL, "refresh_hours": 2}
 HOUR = 3600.0
 
@@ -58,9 +59,19 @@ async def test_what_is_fetched_is_in_force_without_a_restart_and_after_one(tmp_p
         assert len(server.asked(PATH)) == 1
         server.routes[PATH] = httpx2.Response(200, content=priced("0.6", "2099-01-01.1"))
         services.known.last = Refreshed(URL, time.time() - 2.1 * HOUR)
-        await refresh.look(services)
+        async with services.fleet.slot(services.fleet.deployments["a"], 1, 1.0):
+            await refresh.look(services)
+            assert services.fleet.limits.active("a") == 1  # what is the same goes on counting
         assert price_of(services) == "0.6"
-        assert await readiness(services) == {"version": "2099-01-01.1", "error": None}
+        server.routes[PATH] = httpx2.Response(200, content=priced("0.6", "2099-01-01.2") + LIMIT)
+        services.known.last = None
+        await refresh.look(services)
+        assert services.fleet.limits.limit("a").max_active == 3
+        server.routes[PATH] = httpx2.Response(200, content=priced("0.6", "2099-01-01.3"))
+        services.known.last = None
+        await refresh.look(services)
+        assert services.fleet.limits.limit("a").max_active is None
+        assert await readiness(services) == {"version": "2099-01-01.3", "error": None}
     async with hosting(found) as services:
         assert price_of(services) == "0.6"
 

@@ -14,6 +14,8 @@ from kleinbild.gateway.lifespan import open_services
 from kleinbild.gateway.serve import apply
 from kleinbild.gateway.settings import ConfigurationError, Settings
 from tests.receiver import receiving
+from tests.unit.gateway import hosting
+from tests.unit.gateway.test_chain import refusal
 
 pytestmark = pytest.mark.anyio
 
@@ -66,3 +68,12 @@ async def test_a_deployment_without_its_key_leaves_everything_as_it_was(tmp_path
             apply(after, before, services)
         assert services.settings is before
         assert [*services.fleet.deployments] == ["nano"]
+
+
+async def test_new_places_are_checked_and_may_be_asked(tmp_path: Path) -> None:
+    before, after = settings(tmp_path), hosting.settings(tmp_path, "a", engine={"models": ["nano"]})
+    async with open_services(before) as services:
+        apply(after, before, services)
+        assert services.checks.is_due("a") is False
+        services.fleet.circuits.failed("a", refusal("credentials"))
+        assert services.checks.is_due("a")

@@ -108,6 +108,9 @@ class ProviderLimits:
     def limit(self, provider: str) -> ProviderLimit:
         return self._limits.get(provider, ProviderLimit())
 
+    def are_those_of(self, other: ProviderLimits) -> bool:
+        return self._limits == other._limits
+
     def is_limited(self, provider: str) -> bool:
         return provider in self._limits
 
