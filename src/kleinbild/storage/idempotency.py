@@ -11,6 +11,8 @@ from kleinbild.storage.dialects import insert_into
 from kleinbild.storage.schema import idempotency
 
 KEPT_SECONDS = 24 * 3600.0
+RELEASE = "DELETE FROM idempotency WHERE job_id = :job_id"
+"""`release`, for a change (`storage.commits`)."""
 
 
 @dataclass(frozen=True, slots=True)

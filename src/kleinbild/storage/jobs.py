@@ -11,7 +11,7 @@ from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kleinbild.core.jobs import FINAL, ImageWork, Job, JobEvent, JobStatus, Outcome
-from kleinbild.storage import decisions
+from kleinbild.storage import decisions, idempotency
 from kleinbild.storage.commits import Change, Run
 from kleinbild.storage.decisions import Decision
 from kleinbild.storage.schema import events, jobs
@@ -43,6 +43,7 @@ async def add(connection: AsyncConnection, job: Job) -> None:
             metadata=job.metadata or {},
             webhook=job.webhook,
             created_at=job.created_at,
+            started_at=job.started_at,
         )
     )
 
@@ -72,14 +73,16 @@ def added(job: Job, decision: Decision, happened: Sequence[JobEvent]) -> Change[
     return change
 
 
-def ended(job_id: str, outcome: Outcome, now: float, event: JobEvent) -> Change[bool]:
-    """`finish` and its event as one change. False: it had ended before."""
+def ended(job_id: str, outcome: Outcome, now: float, event: JobEvent, *, release: bool = False) -> Change[bool]:
+    """`finish` and its event as one change. `release` frees its idempotency key, too. False: it had ended before."""
     values = {"id": job_id, "status": outcome.status, "outcome": _json(outcome_json(outcome)), "now": now}
 
     def change(run: Run) -> bool:
         if run(_END, values).rowcount != 1:
             return False
         run(_ADD_EVENT, _event(event))
+        if release:
+            run(idempotency.RELEASE, {"job_id": job_id})
         return True
 
     return change

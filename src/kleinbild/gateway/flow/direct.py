@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kleinbild.core.jobs import Job, JobError, Outcome
 from kleinbild.gateway.flow import durable
-from kleinbild.gateway.flow.make import Plan, count_out, kept_decision, made
+from kleinbild.gateway.flow.make import Plan, count_out, frees_key, kept_decision, made
 from kleinbild.storage import jobs
 
 if TYPE_CHECKING:
@@ -25,24 +25,33 @@ NOT_KEPT = Outcome("failed", error=JobError("the server cannot write its databas
 log = logging.getLogger(__name__)
 
 
-def begin(services: Services, job: Job, plan: Plan, position: int) -> tuple[Job, asyncio.Task[None]]:
-    """The job as it now runs, and the task that makes it. Nothing leaves this machine for it before its row is kept: both are
-    committed in order."""
+def running(job: Job) -> Job:
+    """As it is from its beginning."""
+    return replace(job, status="running", started_at=time.time())
+
+
+def keep_and_begin(services: Services, job: Job, plan: Plan, position: int) -> asyncio.Task[None]:
+    """The task that makes a job that runs. Nothing leaves this machine for it before its row is kept: both are committed in
+    order."""
     hub = services.hub
-    running = replace(job, status="running", started_at=time.time())
-    events = (hub.new(job, "job.queued", position=position), hub.new(running, "job.started"))
+    events = (hub.new(job, "job.queued", position=position), hub.new(job, "job.started"))
     kept = services.commits.begin(
-        jobs.added(running, kept_decision(plan.decision, job), events), durable=False, alone=False
+        jobs.added(job, kept_decision(plan.decision, job), events), durable=False, alone=False
     )
     for event in events:
         hub.publish(event, recorded=True)
-    task = asyncio.create_task(_make(services, running, kept))
+    return begin(services, job, kept)
+
+
+def begin(services: Services, job: Job, kept: asyncio.Future[None] | None = None) -> asyncio.Task[None]:
+    """The task that makes a job that runs, and whose row is `kept`, or is about to be."""
+    task = asyncio.create_task(_make(services, job, kept))
     services.direct.add(task)
     task.add_done_callback(services.direct.discard)
-    return running, task
+    return task
 
 
-async def _make(services: Services, job: Job, kept: asyncio.Future[None]) -> None:
+async def _make(services: Services, job: Job, kept: asyncio.Future[None] | None) -> None:
     outcome = await made(services, job, fresh=True, booked=False)
     try:
         await _finish(services, job, outcome, kept)
@@ -51,12 +60,13 @@ async def _make(services: Services, job: Job, kept: asyncio.Future[None]) -> Non
         await durable.start(job.id, again=True)
 
 
-async def _finish(services: Services, job: Job, outcome: Outcome, kept: asyncio.Future[None]) -> None:
+async def _finish(services: Services, job: Job, outcome: Outcome, kept: asyncio.Future[None] | None) -> None:
     now = time.time()
     event = services.hub.new(job, f"job.{outcome.status}")
-    ending = services.commits.begin(jobs.ended(job.id, outcome, now, event), durable=False)
+    ending = services.commits.begin(jobs.ended(job.id, outcome, now, event, release=frees_key(outcome)), durable=False)
     try:
-        await kept
+        if kept is not None:
+            await kept
     except Exception:
         log.exception("the job %s could not be kept", job.id)
         outcome, event = NOT_KEPT, services.hub.new(job, f"job.{NOT_KEPT.status}")

@@ -71,10 +71,9 @@ async def _outcome(task: asyncio.Task[Outcome], job_id: str) -> Outcome:
 
 
 async def finish(services: Services, job_id: str, outcome: Outcome, *, release: bool = False) -> Job | None:
-    """Ends the job and tells everybody, unless it had ended before. `release` frees its idempotency key, too; so does a
-    failure of ours, which is no answer to keep: whoever asks again with that key is to get his picture."""
+    """Ends the job and tells everybody, unless it had ended before. `release` frees its idempotency key, too."""
     now = time.time()
-    release |= outcome.error is not None and outcome.error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    release |= frees_key(outcome)
     async with services.database.write() as connection:
         job = await jobs.finish(connection, job_id, outcome, now)
         event = job and await services.hub.record(connection, services.hub.new(job, f"job.{outcome.status}"))
@@ -87,6 +86,11 @@ async def finish(services: Services, job_id: str, outcome: Outcome, *, release: 
     if delivery:
         services.outbox.put_nowait(delivery.id)
     return job
+
+
+def frees_key(outcome: Outcome) -> bool:
+    """A failure of ours is no answer to keep: whoever asks again with that idempotency key is to get his picture."""
+    return outcome.error is not None and outcome.error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def count_out(services: Services, job_id: str, outcome: Outcome) -> None:

@@ -85,9 +85,10 @@ async def submit(services: Services, order: Order) -> Submission:
     position = services.admission.num_jobs
     await services.admission.admit(order.caller, job.id, order.work.n, megapixels(order.work))
     plan = services.plans[job.id] = Plan(routed.decision, payers_of(order.caller))
-    if order.waits and order.key is None and order.webhook is None:
-        running, making = direct.begin(services, job, plan, position)
-        return Submission(running, replayed=False, making=making)
+    if order.waits and order.webhook is None:
+        job = direct.running(job)
+        if order.key is None:
+            return Submission(job, replayed=False, making=direct.keep_and_begin(services, job, plan, position))
     keeping = asyncio.create_task(_keep(services, order, job, position))
     _keeping.add(keeping)
     keeping.add_done_callback(_keeping.discard)
@@ -125,6 +126,8 @@ async def _keep(services: Services, order: Order, job: Job, position: int) -> Su
         services.admission.ended(job.id)
         services.plans.pop(job.id, None)
         return Submission(known, replayed=True)
+    if job.status == "running":
+        return Submission(job, replayed=False, making=direct.begin(services, job))
     try:
         await durable.start(job.id)
     except Exception:
@@ -156,8 +159,11 @@ async def _add_once(services: Services, order: Order, job: Job, position: int) -
             claim = Claim(order.caller.id, order.key, order.fingerprint, job.id)
             if not await idempotency.take(connection, claim, now):
                 raise _QuickerError
-        queued = await services.hub.record(connection, services.hub.new(job, "job.queued", position=position))
-    services.hub.publish(queued, recorded=True)
+        happened = [await services.hub.record(connection, services.hub.new(job, "job.queued", position=position))]
+        if job.status == "running":
+            happened.append(await services.hub.record(connection, services.hub.new(job, "job.started")))
+    for event in happened:
+        services.hub.publish(event, recorded=True)
     return None
 
 
