@@ -104,7 +104,8 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`project` owns it; times are seconds since 1970. `warnings` say what was asked for and is not done."""
+    """`project` owns it; times are seconds since 1970. `warnings` say what was asked for and is not done. `server` is the
+    number of the one that makes it."""
 
     id: str
     caller: str
@@ -118,6 +119,7 @@ class Job:
     warnings: tuple[str, ...] = ()
     metadata: dict[str, str] | None = None
     webhook: str | None = None
+    server: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from kleinbild.core.jobs import Job, JobEvent
 from kleinbild.storage import jobs
 from kleinbild.storage.database import Database
+from kleinbild.storage.servers import NUM_SLOTS
 
 NUM_RECENT = 512  # steps and previews that are kept
 RECENT_BYTES = 16 * 10**6  # of previews: a service's may have megabytes each
@@ -53,11 +54,14 @@ class Subscription:
 
 
 class EventHub:
-    """One per process. `new` makes an event, `record` keeps it, `publish` tells everybody who listens."""
+    """One per process. `new` makes an event, `record` keeps it, `publish` tells everybody who listens.
 
-    def __init__(self, database: Database, last_id: int = 0) -> None:
+    `slot` is this server's (`storage.servers`): no two give an event the same id.
+    """
+
+    def __init__(self, database: Database, last_id: int = 0, slot: int = 0) -> None:
         self._database = database
-        self._last_id = last_id
+        self._last_id, self._slot = last_id, slot
         self._recent: deque[JobEvent] = deque()
         self._recent_bytes = 0
         self._progress: dict[str, dict[str, Any]] = {}
@@ -66,9 +70,10 @@ class EventHub:
         self._closed = False
 
     def new(self, job: Job, kind: str, **data: Any) -> JobEvent:
-        """Its id is the time in microseconds, or one more than the last."""
+        """Its id is the time in microseconds, or the last and a little, rounded up to one of this server's."""
         now = time.time()
-        self._last_id = max(self._last_id + 1, int(now * 1e6))
+        at = max(self._last_id + 1, int(now * 1e6))
+        self._last_id = at + (self._slot - at) % NUM_SLOTS
         return JobEvent(self._last_id, job.id, job.project, kind, data, now)
 
     async def record(self, connection: AsyncConnection, event: JobEvent) -> JobEvent:
@@ -100,6 +105,15 @@ class EventHub:
         """How far a job is: it is over."""
         self._progress.pop(job_id, None)
 
+    @property
+    def jobs_heard(self) -> frozenset[str]:
+        """Those that somebody listens to."""
+        return frozenset(self._of_jobs)
+
+    @property
+    def projects_heard(self) -> frozenset[str]:
+        return frozenset(self._of_projects)
+
     def close(self) -> None:
         """Ends what `follow`s: those who listen may come back to the next server with the last id that they saw."""
         self._closed = True
@@ -130,6 +144,8 @@ class EventHub:
         """
         with self.listen(project, job_id, following=True) as live:
             seen: set[int] = set()
+            since = 0 if job_id is not None else int(time.time() * 1e6)
+            since = since if after is None else after
             for event in await self._past(project, job_id, after):
                 seen.add(event.id)
                 yield event
@@ -139,11 +155,16 @@ class EventHub:
                 latest = await live.next()
                 if latest is None:
                     return
-                if latest.id in seen:
+                if latest.id in seen or self._is_old(latest, job_id, since):
                     continue
                 yield latest
                 if job_id is not None and latest.type in LAST:
                     return
+
+    def _is_old(self, event: JobEvent, job_id: str | None, since: int) -> bool:
+        """One of another server's, which comes late, and perhaps to somebody who had it before."""
+        others = event.id % NUM_SLOTS != self._slot
+        return others and event.id <= since and (job_id is None or event.type not in LAST)
 
     async def _past(self, project: str, job_id: str | None, after: int | None) -> list[JobEvent]:
         if job_id is None and after is None:

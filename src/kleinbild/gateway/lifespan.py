@@ -13,13 +13,12 @@ from pathlib import Path
 
 from kleinbild.core.errors import OutputError
 from kleinbild.core.heap import give_back_holes
-from kleinbild.core.jobs import FINAL, ImageWork
 from kleinbild.engine.remote import RemoteEngine
 from kleinbild.gateway import canary, experience, refresh
 from kleinbild.gateway.api.media import Media
 from kleinbild.gateway.catalog import usable
 from kleinbild.gateway.events import EventHub
-from kleinbild.gateway.flow import durable
+from kleinbild.gateway.flow import durable, elsewhere, takeover
 from kleinbild.gateway.flow.admit import Admission
 from kleinbild.gateway.flow.attempt import Attempts
 from kleinbild.gateway.flow.authenticate import Authenticator
@@ -33,13 +32,12 @@ from kleinbild.gateway.services import Services
 from kleinbild.gateway.settings import EngineSettings, LimitSettings, Settings
 from kleinbild.providers.local import LocalProvider
 from kleinbild.safety.fetch import Fetcher, FetchLimits, Reach
-from kleinbild.storage import jobs
+from kleinbild.storage import jobs, servers
 from kleinbild.storage.blobs import Blobs, open_blobs
 from kleinbild.storage.budgets import Budgets
 from kleinbild.storage.commits import Commits
 from kleinbild.storage.database import open_database
 from kleinbild.storage.ledger import Ledger
-from kleinbild.storage.ownership import owned
 from kleinbild.storage.retention import sweep
 
 SWEEP_SECONDS = 600.0
@@ -59,10 +57,11 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         stack.enter_context(own(data))
         database = await open_database(settings.database_url)
         stack.push_async_callback(database.close)
-        await stack.enter_async_context(owned(database))
+        life = await stack.enter_async_context(servers.live(database))
         async with database.read() as connection:
             secrets = await load_secrets_of(connection, data)
             last_event = await jobs.last_event_id(connection)
+        takeover.require_alike(await life.join(secrets.digest, settings.storage.blobs_url), secrets, settings)
         commits = Commits(database)
         stack.push_async_callback(commits.drain)
         blobs = open_blobs(database, settings.storage.blobs_url or data / "blobs", commits)
@@ -85,7 +84,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
         stack.callback(lambda: experience.keep(data, fleet.predictor))
         stack.push_async_callback(fleet.close)
-        ledger = Ledger(database, commits=commits)
+        ledger = Ledger(database, commits=commits, server=life.number)
         budgets = Budgets(database)
         await settle_budgets(settings, database, budgets)
         key_secret = secrets.derive("api keys")
@@ -103,7 +102,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 open_to_all=settings.loopback,
                 configured=configured_callers(settings, key_secret),
             ),
-            hub=EventHub(database, last_event),
+            hub=EventHub(database, last_event, life.slot),
             admission=admission,
             provider=provider,
             fleet=fleet,
@@ -116,11 +115,15 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             fetcher=fetcher,
             pulse=Pulse(),
             known=refresh.known(settings.data, found.version),
+            server=life.number,
         )
         await durable.launch(services, data)
         stack.push_async_callback(durable.stop, services)
-        await _take_up_attempts(services)
-        beside = (_sweep(services), _trim(blobs), services.pulse.beat(), canary.run(services), refresh.run(services))
+        beside = [_sweep(services), _trim(blobs), services.pulse.beat(), canary.run(services), refresh.run(services)]
+        if life.number == servers.ALONE:
+            await takeover.go_on(services)
+        else:
+            beside += [takeover.look_after_others(services), elsewhere.hear(services)]
         for task in beside:
             stack.callback(asyncio.create_task(task).cancel)
         if settings.routing.probe_seconds:
@@ -154,19 +157,6 @@ def fetching(settings: LimitSettings) -> tuple[Reach, FetchLimits]:
     return reach, FetchLimits(max_bytes=int(settings.max_image_mb * 1e6), seconds=settings.fetch_seconds)
 
 
-async def _take_up_attempts(services: Services) -> None:
-    """Those whose jobs have ended or are forgotten; of all others, the jobs themselves do."""
-
-    async def work_of(job_id: str) -> ImageWork | None:
-        async with services.database.read() as connection:
-            job = await jobs.find(connection, job_id)
-        if job is None:
-            return ImageWork("image.generate", "", "", seed=0)
-        return job.work if job.status in FINAL else None
-
-    await services.attempts.recover(work_of)
-
-
 async def open_counters(shared_url: str | None) -> Counters:
     """Raises CountersError where the server that is to be shared does not answer."""
     if shared_url is None:
@@ -189,9 +179,9 @@ async def _sweep(services: Services) -> None:
         await asyncio.sleep(SWEEP_SECONDS)
         try:
             kept_seconds = services.settings.storage.image_days * DAY
-            await sweep(services.database, services.blobs, time.time(), kept_seconds)
+            if await sweep(services.database, services.blobs, time.time(), kept_seconds):
+                await durable.forget(time.time() - WORKFLOWS_KEPT_SECONDS)
             await asyncio.to_thread(experience.keep, services.settings.data, services.fleet.predictor)
-            await durable.forget(time.time() - WORKFLOWS_KEPT_SECONDS)
             now = time.time()
             await services.attempts.give_up_unknown(now - services.settings.routing.unknown_hours * HOUR, now)
         except Exception:

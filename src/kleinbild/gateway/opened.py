@@ -35,13 +35,14 @@ from kleinbild.providers.hosted import Hosted
 from kleinbild.providers.kinds import capabilities, hosted
 from kleinbild.providers.on_machine import OnMachine, can
 from kleinbild.safety.fetch import Fetcher
-from kleinbild.storage import budgets, keys
+from kleinbild.storage import budgets, keys, servers
 from kleinbild.storage.budgets import Budget, Budgets
 from kleinbild.storage.database import Database
 
 log = logging.getLogger(__name__)
 MAX_KEYS_BYTES = 64_000
 GUESSABLE = 20  # characters of a secret
+BUDGETS_TURN = 2
 CONFIGURED = "toml:"
 """Begins the ids of keys and budgets that stand in the configuration."""
 
@@ -130,6 +131,7 @@ async def settle_budgets(settings: Settings, database: Database, known_budgets: 
     """Makes the budgets in the database those of the settings. What was spent of one that stays, stays spent."""
     wanted = {each.id: each for each in configured_budgets(settings)}
     async with database.write() as connection:
+        await servers.turn(connection, BUDGETS_TURN, wait=True)
         for known in await budgets.listed(connection):
             if known.id.startswith(CONFIGURED) and known.id not in wanted:
                 await budgets.remove(connection, known.id)

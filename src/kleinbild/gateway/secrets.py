@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kleinbild.core.errors import RequestError
-from kleinbild.storage import keys, webhooks
+from kleinbild.storage import keys, servers, webhooks
+from kleinbild.storage.servers import Member
 
-Purpose = Literal["api keys", "signed urls", "webhook secrets"]
+Purpose = Literal["api keys", "signed urls", "webhook secrets", "comparison"]
 NUM_BYTES = 32
 FILE = "secret"
 
@@ -32,6 +34,11 @@ class Secrets:
         """32 bytes, the same ones for a purpose as long as the master secret is."""
         return HKDF(SHA256(), NUM_BYTES, salt=None, info=f"kleinbild: {purpose}".encode()).derive(self.master)
 
+    @property
+    def digest(self) -> str:
+        """By which servers know that they have the same."""
+        return self.derive("comparison").hex()
+
 
 def load_secrets(data: Path, given: str | None = None) -> Secrets:
     """From `given`, 64 hexadecimal digits, else from the file `secret` in the folder `data`, which is made at first."""
@@ -45,14 +52,27 @@ def load_secrets(data: Path, given: str | None = None) -> Secrets:
 
 
 async def load_secrets_of(connection: AsyncConnection, data: Path) -> Secrets:
-    """As `load_secrets`, of the server whose database that is. Raises RequestError where its secret was lost: with a new
-    one, all of its keys would be refused, and no secret of a webhook could be read."""
-    if not (data / FILE).exists() and (await keys.any_exist(connection) or await webhooks.any_exist(connection)):
+    """As `load_secrets`, of the servers whose database that is. Raises RequestError where theirs is lost or another: all of
+    their keys would be refused, no secret of a webhook could be read, and no URL of a picture opened at both."""
+    living = await servers.living(connection)
+    in_use = living or await keys.any_exist(connection) or await webhooks.any_exist(connection)
+    if not (data / FILE).exists() and in_use:
         raise RequestError(
             f"the keys and webhooks in the database are of a server whose secret is not in {data}",
             f"run this where the server's data are, or copy the file {FILE} from there or from a backup",
         )
-    return load_secrets(data)
+    found = load_secrets(data)
+    require_same(found, living, data)
+    return found
+
+
+def require_same(ours: Secrets, others: Iterable[Member], data: Path) -> None:
+    """Raises RequestError where a server that runs has another secret."""
+    if any(each.secret != ours.digest for each in others):
+        raise RequestError(
+            f"another server is running on the database, and its secret is not the one in {data}",
+            f"copy the file {FILE} from the other's data folder",
+        )
 
 
 def _create(path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 
 from kleinbild.gateway.webhooks import RETRY_SECONDS
+from kleinbild.storage.servers import ALONE
 
 if TYPE_CHECKING:
     from kleinbild.core.jobs import Job
@@ -59,6 +60,8 @@ class Services:
     of jobs that are no workflows, and `finished` what came of the last of these. `draining`: no new work, what is under way may end; when the
     server is `stopping`, what has not ended by then is left for the next start.
 
+    `server` is the number of this one among those that use the database (`storage.servers`).
+
     `outbox` holds the ids of deliveries that are to be sent; the tasks in `delivering` send them, or wait to try again
     as `retry_seconds` say.
     """
@@ -82,6 +85,7 @@ class Services:
     fetcher: Fetcher
     pulse: Pulse
     known: Known
+    server: int = ALONE
     retry_seconds: tuple[float, ...] = RETRY_SECONDS
     running: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
     plans: dict[str, Plan] = field(default_factory=dict)

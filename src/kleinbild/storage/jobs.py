@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -15,12 +15,14 @@ from kleinbild.storage import decisions, idempotency
 from kleinbild.storage.commits import Change, Run
 from kleinbild.storage.decisions import Decision
 from kleinbild.storage.schema import events, jobs
+from kleinbild.storage.servers import NUM_SLOTS
 
+ENDS = tuple(f"job.{status}" for status in sorted(FINAL))
 _WORK = TypeAdapter(ImageWork)
 _OUTCOME = TypeAdapter(Outcome)
 _ADD = """
-INSERT INTO jobs (id, caller, project, task, model, status, work, warnings, metadata, created_at, started_at)
-VALUES (:id, :caller, :project, :task, :model, :status, :work, :warnings, :metadata, :created_at, :started_at)
+INSERT INTO jobs (id, caller, project, task, model, status, work, warnings, metadata, created_at, started_at, server)
+VALUES (:id, :caller, :project, :task, :model, :status, :work, :warnings, :metadata, :created_at, :started_at, :server)
 """
 _ADD_EVENT = "INSERT INTO events (id, job_id, project, type, data) VALUES (:id, :job_id, :project, :type, :data)"
 _END = """
@@ -44,6 +46,7 @@ async def add(connection: AsyncConnection, job: Job) -> None:
             webhook=job.webhook,
             created_at=job.created_at,
             started_at=job.started_at,
+            server=job.server,
         )
     )
 
@@ -62,6 +65,7 @@ def added(job: Job, decision: Decision, happened: Sequence[JobEvent]) -> Change[
         "metadata": _json(job.metadata or {}),
         "created_at": job.created_at,
         "started_at": job.started_at,
+        "server": job.server,
     }
 
     def change(run: Run) -> None:
@@ -153,14 +157,32 @@ async def events_after(
     query = select(events).where(events.c.project == project, events.c.id > after).order_by(events.c.id)
     if job_id is not None:
         query = query.where(events.c.job_id == job_id)
-    return [
-        JobEvent(row.id, row.job_id, row.project, row.type, row.data, row.id / 1e6)
-        for row in await connection.execute(query)
-    ]
+    return [_happened(row) for row in await connection.execute(query)]
+
+
+async def ids_of_others(
+    connection: AsyncConnection, slot: int, after: int, job_ids: Collection[str], projects: Collection[str]
+) -> set[int]:
+    """Of the events that servers of other slots kept (`storage.servers`) of these jobs and projects since; the end of a
+    job whenever it was."""
+    new = events.c.id > after
+    of_jobs = events.c.job_id.in_(job_ids) & (new | events.c.type.in_(ENDS))
+    which = of_jobs | (events.c.project.in_(projects) & new)
+    query = select(events.c.id).where(events.c.id % NUM_SLOTS != slot, which)
+    return set(await connection.scalars(query))
+
+
+async def events_of_ids(connection: AsyncConnection, ids: Collection[int]) -> list[JobEvent]:
+    query = select(events).where(events.c.id.in_(ids)).order_by(events.c.id)
+    return [_happened(row) for row in await connection.execute(query)]
 
 
 async def last_event_id(connection: AsyncConnection) -> int:
     return (await connection.execute(select(func.max(events.c.id)))).scalar() or 0
+
+
+def _happened(row: Row[Any]) -> JobEvent:
+    return JobEvent(row.id, row.job_id, row.project, row.type, row.data, row.id / 1e6)
 
 
 def _event(event: JobEvent) -> dict[str, Any]:
@@ -200,4 +222,5 @@ def _job(row: Row[Any]) -> Job:
         warnings=tuple(row.warnings),
         metadata=row.metadata,
         webhook=row.webhook,
+        server=row.server,
     )

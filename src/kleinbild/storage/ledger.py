@@ -75,7 +75,8 @@ def warn(alert: Alert) -> None:
 
 
 class Ledger:
-    """`on_alert` is told of budgets, after the transaction that spent of them."""
+    """`on_alert` is told of budgets, after the transaction that spent of them. `server` is the number of the one whose
+    attempts these are."""
 
     def __init__(
         self,
@@ -83,8 +84,9 @@ class Ledger:
         clock: Callable[[], float] = time.time,
         on_alert: Callable[[Alert], None] = warn,
         commits: Commits | None = None,
+        server: int = 0,
     ) -> None:
-        self._database, self._clock, self._on_alert = database, clock, on_alert
+        self._database, self._clock, self._on_alert, self._server = database, clock, on_alert, server
         self._commits = commits or Commits(database)
 
     async def reserve(
@@ -95,11 +97,13 @@ class Ledger:
         Raises BudgetError, and then nothing is kept; AttemptError if there is one of that id. If it is cancelled, so is
         the reservation.
         """
-        now = self._clock()
+        now, server = self._clock(), self._server
         limits = sorted({budget.id: budget for budget in budgets}.values(), key=lambda budget: budget.id)
         dialect = self._commits.dialect
         costs = attempt.reserved > 0  # what is free need not outlive the machine
-        kept = self._commits.begin(lambda run: _reserve(run, dialect, attempt, limits, within, now), durable=costs)
+        kept = self._commits.begin(
+            lambda run: _reserve(run, dialect, attempt, limits, within, now, server), durable=costs
+        )
         try:
             await asyncio.shield(kept)
         except KleinbildError:
@@ -196,8 +200,9 @@ class Ledger:
         return next(iter(await self._entries(QUERY.where(attempts.c.id == attempt_id))), None)
 
     async def unsettled(self) -> list[Entry]:
-        """Those that have yet to end, oldest first: after a restart, what another process has left."""
-        return await self._entries(QUERY.where(exists().where(open_attempts.c.attempt_id == attempts.c.id)))
+        """Those of this server that have yet to end, oldest first: after a restart, what another process has left."""
+        ours = (open_attempts.c.attempt_id == attempts.c.id) & (open_attempts.c.server == self._server)
+        return await self._entries(QUERY.where(exists().where(ours)))
 
     async def reconcile(self, provider: str, lines: Iterable[tuple[str, Decimal]]) -> Reconciliation:
         """Compares what was booked with the provider's statement: lines of an id, the attempt's or the one of the
@@ -286,7 +291,7 @@ def _insert_into(table: Table) -> str:
 
 _ADD_ATTEMPT = f"{_insert_into(attempts)} ON CONFLICT DO NOTHING"
 _ADD_STATE = _insert_into(attempt_states)
-_OPEN = "INSERT INTO open_attempts (attempt_id, ordinal) VALUES (:id, 0)"
+_OPEN = "INSERT INTO open_attempts (attempt_id, ordinal, server) VALUES (:id, 0, :server)"
 _NEXT = "UPDATE open_attempts SET ordinal = ordinal + 1 WHERE attempt_id = :id RETURNING ordinal"
 _CLOSE = "DELETE FROM open_attempts WHERE attempt_id = :id RETURNING ordinal + 1"
 _IS_THERE = "SELECT 1 FROM attempts WHERE id = :id"
@@ -328,13 +333,14 @@ def _reserve(
     budgets: Sequence[Budget],
     within: tuple[str, Decimal] | None,
     now: float,
+    server: int,
 ) -> None:
     wanted = nanos(attempt.reserved, up=True)
     if within is not None:
         _require_within(run, dialect, *within, wanted)
     if run(_ADD_ATTEMPT, columns(attempt)).rowcount != 1:
         raise AttemptError(f"there is an attempt {attempt.id} already", "give each attempt an id of its own")
-    run(_OPEN, {"id": attempt.id})
+    run(_OPEN, {"id": attempt.id, "server": server})
     _add_state(run, attempt.id, 0, _State("sending", now))
     for budget in budgets:  # last, since others wait for these rows; sorted, so that no two wait for each other
         _reserve_of(run, attempt.id, budget, wanted, now)

@@ -30,6 +30,21 @@ metadata = MetaData(
     }
 )
 
+
+def _made_by() -> Column[int]:
+    """The number of the server that sees to the row until it has ended."""
+    return Column("server", Integer, nullable=False, server_default="0")
+
+
+servers = Table(
+    "servers",  # that use a PostgreSQL database; one whose lock nobody holds (storage.servers) has died
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("secret", String(64), nullable=False),  # a digest of it, to be compared
+    Column("blobs", Text),  # where its pictures are; None is a folder of its own
+    Column("started_at", Double, nullable=False),
+)
+
 jobs = Table(
     "jobs",
     metadata,
@@ -47,6 +62,7 @@ jobs = Table(
     Column("created_at", Double, nullable=False),
     Column("started_at", Double),
     Column("completed_at", Double),
+    _made_by(),
     Index("ix_jobs_project_created_at", "project", "created_at"),
     Index("ix_jobs_status", "status"),
 )
@@ -161,6 +177,8 @@ deliveries = Table(
     Column("created_at", Double, nullable=False),
     Column("delivered_at", Double),
     Column("given_up_at", Double),
+    _made_by(),
+    Column("attempted_at", Double),  # the last time
 )
 
 attempts = Table(
@@ -220,6 +238,7 @@ open_attempts = Table(
     metadata,
     Column("attempt_id", String(64), ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True),
     Column("ordinal", Integer, nullable=False),  # of its last state
+    _made_by(),
 )
 
 budgets = Table(

@@ -34,7 +34,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """`id` is the `webhook-id` of every attempt, by which a receiver knows an event that comes twice."""
+    """`id` is the `webhook-id` of every attempt, by which a receiver knows an event that comes twice. `server` is the number
+    of the one that sends it."""
 
     id: str
     webhook_id: str
@@ -45,6 +46,8 @@ class Delivery:
     last_status: int | None = None
     delivered_at: float | None = None
     given_up_at: float | None = None
+    server: int = 0
+    attempted_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +143,15 @@ async def deliveries_to(
 
 
 async def attempted(
-    connection: AsyncConnection, delivery_id: str, status: int | None, *, delivered_at: float | None = None
+    connection: AsyncConnection, delivery_id: str, status: int | None, now: float, *, delivered: bool = False
 ) -> None:
     """Counts an attempt: `status` is the receiver's answer, None if there was none."""
-    values = {"attempts": deliveries.c.attempts + 1, "last_status": status, "delivered_at": delivered_at}
+    values = {
+        "attempts": deliveries.c.attempts + 1,
+        "attempted_at": now,
+        "last_status": status,
+        "delivered_at": now if delivered else None,
+    }
     await connection.execute(update(deliveries).where(deliveries.c.id == delivery_id).values(values))
 
 

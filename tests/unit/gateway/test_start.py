@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from kleinbild.core.errors import KleinbildError
+from kleinbild.gateway import lifespan
 from kleinbild.gateway.lifespan import open_services
+from kleinbild.gateway.opened import settle_budgets
+from kleinbild.gateway.secrets import load_secrets
 from kleinbild.gateway.settings import Settings
-from kleinbild.storage import keys, ownership, webhooks
+from kleinbild.storage import budgets, keys, servers, webhooks
+from kleinbild.storage.budgets import Budgets
 from kleinbild.storage.database import open_database
 from kleinbild.storage.keys import Rights
 from kleinbild.storage.webhooks import Endpoint
@@ -27,8 +31,9 @@ def postgresql() -> Iterator[Postgres]:
         yield running
 
 
-def settings(data: Path, database_url: str | None = None) -> Settings:
-    return Settings.model_validate({"server": {"data": data}, "storage": {"database_url": database_url}})
+def settings(data: Path, database_url: str | None = None, blobs_url: str | None = None) -> Settings:
+    storage = {"database_url": database_url, "blobs_url": blobs_url}
+    return Settings.model_validate({"server": {"data": data}, "storage": storage})
 
 
 async def refused(settings: Settings) -> str:
@@ -53,28 +58,64 @@ async def test_a_lost_secret_is_not_silently_another_one(tmp_path: Path, what: s
         pass
 
 
-async def test_one_server_at_a_time_has_a_postgresql_database(tmp_path: Path, postgresql: Postgres) -> None:
-    one = settings(tmp_path / "one", postgresql.new_database())
-    two = settings(tmp_path / "two", one.storage.database_url)
-    async with open_services(one):
-        said = await refused(two)
-        assert said.startswith("another server is running on the database postgresql://")
-    async with open_services(one):
+async def test_servers_that_share_a_database_share_secret_and_pictures(tmp_path: Path, postgresql: Postgres) -> None:
+    url, shared = postgresql.new_database(), tmp_path / "shared"
+    ours = settings(tmp_path, url, str(shared))
+    digest = load_secrets(tmp_path / "other").digest
+    database = await open_database(url)
+    async with servers.live(database) as other:
+        await other.join(digest, str(shared))
+        assert f"whose secret is not in {tmp_path}" in await refused(ours)
+        assert not (tmp_path / "secret").exists()
+        load_secrets(tmp_path)
+        assert f"its secret is not the one in {tmp_path}" in await refused(ours)
+        shutil.copy(tmp_path / "other" / "secret", tmp_path / "secret")
+        said = await refused(settings(tmp_path, url))
+        assert f"whose pictures are in {shared}; here they are in a folder of its own" in said
+        assert str(tmp_path / "mine") in await refused(settings(tmp_path, url, str(tmp_path / "mine")))
+        async with open_services(ours) as services:
+            assert services.server != other.number
+    async with asyncio.timeout(10), database.read() as connection:
+        while await servers.living(connection):  # noqa: ASYNC110 - PostgreSQL ends sessions in its own time
+            await asyncio.sleep(0.02)
+    await database.close()
+    async with open_services(settings(tmp_path, url)):  # alone again, with a folder of its own
         pass
 
 
-async def test_a_lock_that_postgresql_ended_is_taken_again(
+async def test_two_that_start_at_once_with_secrets_of_their_own_are_refused(
     tmp_path: Path, postgresql: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ownership, "CHECK_SECONDS", 0.05)
+    """Neither is there yet when the other looks whose secret is in use."""
     url = postgresql.new_database()
-    holders = "SELECT pid FROM pg_locks WHERE locktype = 'advisory'"
     database = await open_database(url)
-    async with ownership.owned(database):
-        with psycopg.connect(url, autocommit=True) as admin:
-            (first,) = admin.execute(holders).fetchone() or (None,)
-            admin.execute(f"SELECT pg_terminate_backend({first})")
-            async with asyncio.timeout(10):
-                while (found := admin.execute(holders).fetchone()) is None or found[0] == first:  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
+    async with servers.live(database) as other:
+        load = lifespan.load_secrets_of
+
+        async def slower(*arguments):
+            found = await load(*arguments)
+            await other.join("another", None)
+            return found
+
+        monkeypatch.setattr(lifespan, "load_secrets_of", slower)
+        assert "its secret is not the one in" in await refused(settings(tmp_path, url))
     await database.close()
+
+
+async def test_servers_settle_the_budgets_of_their_configuration_one_after_the_other(postgresql: Postgres) -> None:
+    """In whatever order they stand there: two that change the same rows in two orders would wait for each other."""
+    url = postgresql.new_database()
+    names = [f"project-{number}" for number in range(40)]
+    opened = [await open_database(url) for _ in range(4)]
+    wanted = [
+        Settings.model_validate({"budgets": [{"scope": "project", "subject": each, "amount": "1"} for each in order]})
+        for order in (names, names[::-1])
+    ]
+    for _ in range(5):
+        await asyncio.gather(
+            *(settle_budgets(wanted[at % 2], database, Budgets(database)) for at, database in enumerate(opened))
+        )
+    async with opened[0].read() as connection:
+        assert len(await budgets.listed(connection)) == len(names)
+    for database in opened:
+        await database.close()

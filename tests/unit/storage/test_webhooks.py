@@ -55,13 +55,15 @@ async def test_what_an_endpoint_wants(connection):
 async def test_a_delivery_is_counted_and_goes_with_its_endpoint(connection):
     delivery = Delivery("evt_1", "wh_1", "job_1", "job.completed", 100.0)
     await webhooks.add_delivery(connection, delivery)
-    await webhooks.attempted(connection, "evt_1", None)
-    await webhooks.attempted(connection, "evt_1", 500)
+    await webhooks.attempted(connection, "evt_1", None, 200.0)
+    await webhooks.attempted(connection, "evt_1", 500, 300.0)
     await webhooks.add_delivery(connection, delivery)  # again, after a crash
-    assert await webhooks.find_delivery(connection, "evt_1") == replace(delivery, attempts=2, last_status=500)
+    assert await webhooks.find_delivery(connection, "evt_1") == replace(
+        delivery, attempts=2, last_status=500, attempted_at=300.0
+    )
     await webhooks.given_up(connection, "evt_1", 300.0)
     assert (await webhooks.find_delivery(connection, "evt_1")).given_up_at == 300.0
-    await webhooks.attempted(connection, "evt_1", 200, delivered_at=400.0)
+    await webhooks.attempted(connection, "evt_1", 200, 400.0, delivered=True)
     assert (await webhooks.find_delivery(connection, "evt_1")).delivered_at == 400.0
     assert await webhooks.remove(connection, "wh_1", "alpha")
     assert await webhooks.find_delivery(connection, "evt_1") is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -131,17 +131,17 @@ class Attempts:
         elif running.handle is not None:
             self._also(self._call_off(running))
 
-    async def recover(self, work_of: Callable[[str], Awaitable[ImageWork | None]]) -> None:
-        """After a restart: follows what was left by jobs that will not ask for it themselves. `work_of` gives a job's work,
-        None of one that will."""
-        for entry in await self._ledger.unsettled():
-            work = await work_of(entry.attempt.job_id)
-            if work is None:
-                continue
+    async def recover(self, attempt_ids: Iterable[str], work_of: Callable[[str], Awaitable[ImageWork | None]]) -> None:
+        """What another process left: follows what belongs to jobs that will not ask for it themselves. `work_of` gives a
+        job's work, None of one that will."""
+        for attempt_id in attempt_ids:
             try:
-                await self.take_up(entry, work, Inputs())
+                entry = await self._ledger.find(attempt_id)
+                work = await work_of(entry.attempt.job_id) if entry else None
+                if entry and work and not entry.has_ended:
+                    await self.take_up(entry, work, Inputs())
             except Exception:
-                log.exception("the attempt %s could not be taken up", entry.attempt.id)
+                log.exception("the attempt %s could not be taken up", attempt_id)
 
     async def take_up_rest(self, job_id: str) -> None:
         """Of a job that has ended: what another process began, and its chain did not take up. Killed after the pictures and

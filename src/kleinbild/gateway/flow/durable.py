@@ -1,7 +1,8 @@
 """Jobs that outlive the process: DBOS keeps, in a database of its own, which step of which job is done.
 
 A job is a workflow of its id. Killed at any moment, the server starts again, and DBOS runs what had not ended from the
-step that had not ended: pictures are made anew from the seed that was settled before, and a job ends once.
+step that had not ended: pictures are made anew from the seed that was settled before, and a job ends once. On PostgreSQL,
+where other servers may go on with it (`takeover`), that is a new workflow of theirs.
 
 So is each delivery of a job's end to a webhook, with its attempts and the times between them.
 """
@@ -12,6 +13,7 @@ import asyncio
 import logging
 import secrets
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +25,7 @@ from kleinbild.gateway.flow import make as steps
 from kleinbild.gateway.flow import notify
 from kleinbild.storage import jobs, webhooks
 from kleinbild.storage.database import read_url
+from kleinbild.storage.servers import ALONE, Left
 
 if TYPE_CHECKING:
     from kleinbild.gateway.services import Services
@@ -52,13 +55,15 @@ async def _finish(job_id: str, outcome: dict[str, Any]) -> None:
 
 
 @DBOS.workflow(name="delivery", max_recovery_attempts=MAX_RECOVERIES)
-async def _deliver(delivery_id: str) -> None:
+async def _deliver(delivery_id: str, made: int = 0, waited: float = 0.0) -> None:
+    """After `made` attempts by earlier workflows, `waited` seconds after the last of them."""
     services, task = _services[-1], asyncio.current_task()
     assert task is not None
     services.delivering.add(task)
     try:
-        for seconds in services.retry_seconds:
-            await DBOS.sleep_async(notify.jittered(seconds))  # until the same moment after a restart
+        for seconds in services.retry_seconds[made:]:
+            await DBOS.sleep_async(max(0.0, notify.jittered(seconds) - waited))  # until the same moment after a restart
+            waited = 0.0
             if await DBOS.run_step_async(_persistent("send"), _send, delivery_id):
                 return
         await DBOS.run_step_async(_persistent("give_up"), _give_up, delivery_id)
@@ -80,26 +85,29 @@ def _persistent(name: str) -> StepOptions:
 
 
 async def launch(services: Services, data: Path) -> None:
-    """Starts DBOS in this process and event loop, and whatever an earlier process left unfinished."""
+    """Starts DBOS in this process and event loop, with what it has not seen the end of."""
     _services.append(services)
     DBOS(config=_config(services, data))
     logging.getLogger("dbos").setLevel(logging.WARNING)
     DBOS.launch()
-    async with services.database.read() as connection:
-        unfinished = await jobs.unfinished(connection)
-        for job_id in unfinished:
-            job = await jobs.find(connection, job_id)
-            assert job is not None
-            services.admission.resume(job.caller, job_id, job.work.n)
-        undelivered = await webhooks.undelivered(connection)
-    known = await _under_way()
-    for job_id in unfinished:
+    _senders.append(asyncio.create_task(_empty_outbox(services)))
+
+
+async def take_up(services: Services, left: Left) -> None:
+    """Starts the jobs and deliveries that an earlier process, or another server, has left, unless DBOS has."""
+    known = {workflow_id.partition(".")[0] for workflow_id in await _under_way(services.server)}
+    for job_id in left.jobs:
         if job_id not in known:
             await start(job_id, again=True)
-    for delivery_id in undelivered:
+    for delivery_id in left.deliveries:
         if delivery_id not in known:
-            await start_delivery(delivery_id, again=True)
-    _senders.append(asyncio.create_task(_empty_outbox(services)))
+            await _start_delivery_again(services, delivery_id)
+
+
+async def call_off(server: int) -> None:
+    """Nothing more is done of the workflows of a server that has died: what they were of is taken up by new ones."""
+    if workflows := await _under_way(server):
+        await DBOS.cancel_workflows_async(workflows)
 
 
 async def start(job_id: str, *, again: bool = False) -> None:
@@ -108,10 +116,20 @@ async def start(job_id: str, *, again: bool = False) -> None:
         await DBOS.start_workflow_async(_job, job_id)
 
 
-async def start_delivery(delivery_id: str, *, again: bool = False) -> None:
+async def start_delivery(delivery_id: str) -> None:
     """One that is under way is not started again."""
-    with SetWorkflowID(_another(delivery_id) if again else delivery_id):
+    with SetWorkflowID(delivery_id):
         await DBOS.start_workflow_async(_deliver, delivery_id)
+
+
+async def _start_delivery_again(services: Services, delivery_id: str) -> None:
+    async with services.database.read() as connection:
+        delivery = await webhooks.find_delivery(connection, delivery_id)
+    if delivery is None:
+        return  # its webhook was deleted a moment ago
+    waited = 0.0 if delivery.attempted_at is None else time.time() - delivery.attempted_at
+    with SetWorkflowID(_another(delivery_id)):
+        await DBOS.start_workflow_async(_deliver, delivery_id, delivery.attempts, waited)
 
 
 async def forget(before: float) -> None:
@@ -147,10 +165,17 @@ async def stop(services: Services) -> None:
     _services.clear()
 
 
-async def _under_way() -> set[str]:
-    """The ids of what DBOS goes on with itself. It would start none of them twice, but warn of each."""
-    found = await DBOS.list_workflows_async(status=["PENDING", "ENQUEUED"], load_input=False, load_output=False)
-    return {workflow.workflow_id.partition(".")[0] for workflow in found}
+async def _under_way(server: int) -> list[str]:
+    """The ids of that server's workflows which have not ended."""
+    found = await DBOS.list_workflows_async(
+        status=["PENDING", "ENQUEUED"], executor_id=_executor(server), load_input=False, load_output=False
+    )
+    return [workflow.workflow_id for workflow in found]
+
+
+def _executor(server: int) -> str:
+    """DBOS goes on by itself, when it is launched, with what one of the same name began: on SQLite alone."""
+    return "local" if server == ALONE else f"server {server}"
 
 
 async def _empty_outbox(services: Services) -> None:
@@ -178,5 +203,6 @@ def _config(services: Services, data: Path) -> DBOSConfig:
         "system_database_url": url,
         "dbos_system_schema": "dbos",
         "application_version": VERSION,
+        "executor_id": _executor(services.server),
         "log_level": "WARNING",
     }

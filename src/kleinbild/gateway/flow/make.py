@@ -77,7 +77,7 @@ async def finish(services: Services, job_id: str, outcome: Outcome, *, release: 
     async with services.database.write() as connection:
         job = await jobs.finish(connection, job_id, outcome, now)
         event = job and await services.hub.record(connection, services.hub.new(job, f"job.{outcome.status}"))
-        delivery = job and await notify.record(connection, job, now)
+        delivery = job and await notify.record(connection, job, now, services.server)
         if job and release:
             await idempotency.release(connection, job_id)
     count_out(services, job_id, outcome)

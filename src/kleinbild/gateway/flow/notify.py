@@ -40,15 +40,15 @@ JITTER = 0.2  # of the time between attempts, so that many that failed together 
 log = logging.getLogger(__name__)
 
 
-async def record(connection: AsyncConnection, job: Job, now: float) -> Delivery | None:
-    """The delivery of the job's end, in the transaction that ends it; None if nobody wants to be told."""
+async def record(connection: AsyncConnection, job: Job, now: float, server: int) -> Delivery | None:
+    """The delivery of the job's end by that server, in the transaction that ends it; None if nobody wants to be told."""
     if job.webhook is None:
         return None
     type_ = f"job.{job.status}"
     endpoint = await webhooks.find(connection, job.webhook, job.project)
     if endpoint is None or not endpoint.wants(type_):
         return None
-    delivery = Delivery(new_id("evt"), endpoint.id, job.id, type_, now)
+    delivery = Delivery(new_id("evt"), endpoint.id, job.id, type_, now, server=server)
     await webhooks.add_delivery(connection, delivery)
     return delivery
 
@@ -119,9 +119,9 @@ def _key(services: Services) -> bytes:
 
 async def _note(services: Services, delivery: Delivery, attempt: Attempt) -> None:
     now = time.time()
-    delivered_at = now if attempt.outcome == "delivered" else None
+    delivered = attempt.outcome == "delivered"
     async with services.database.write() as connection:
-        await webhooks.attempted(connection, delivery.id, attempt.status, delivered_at=delivered_at)
+        await webhooks.attempted(connection, delivery.id, attempt.status, now, delivered=delivered)
         if attempt.outcome == "gone":
             await webhooks.given_up(connection, delivery.id, now)
             await webhooks.disable(connection, delivery.webhook_id, now)

@@ -81,6 +81,7 @@ async def submit(services: Services, order: Order) -> Submission:
         warnings=(*order.warnings, *routed.warnings),
         metadata=order.metadata,
         webhook=order.webhook,
+        server=services.server,
     )
     position = services.admission.num_jobs
     await services.admission.admit(order.caller, job.id, order.work.n, megapixels(order.work))
