@@ -43,6 +43,7 @@ from kleinbild.storage.budgets import Budget, Budgets
 from kleinbild.storage.database import open_database, sqlite_url
 from kleinbild.storage.ledger import BudgetError, Ledger
 from tests.unit.gateway.fleets import ABLE, deployment, fleet
+from tests.unit.storage.money import an_attempt
 
 CENT = Decimal("0.01")
 Act = Callable[[Call], Awaitable[Answer | Accepted]]
@@ -518,6 +519,23 @@ def test_after_a_crash_what_was_accepted_is_collected_and_not_bought_again(tmp_p
         assert await world.states() == [("a", "done")]
 
     run(tmp_path, scenario, a=Scripted(["accept"], collects=["hang", "pictures"]), b=Scripted(["pictures"]))
+
+
+def test_a_job_whose_server_is_killed_again_and_again_may_ask_as_often_each_time(tmp_path: Path) -> None:
+    """What ended with its server is no failure of a place; what was ended before another crash counts as little."""
+
+    async def scenario(world: World) -> None:
+        for number in range(4):
+            name = f"att_{number}"
+            attempt = an_attempt(name, deployment="a", kind="local", created_at=float(number))
+            await world.ledger.reserve(attempt, [])
+            if number % 2:
+                await world.ledger.settle(name, "failed_unbilled", Decimal(0), detail="the engine or the server ended")
+        made = await world.chain(fresh=False, max_attempts=2)
+        assert (made.attempts, made.deployments) == (5, ["a"])
+        assert await world.states() == [("a", "failed_unbilled")] * 4 + [("a", "done")]
+
+    run(tmp_path, scenario, a=Scripted(["pictures"]))
 
 
 def test_after_a_crash_what_was_made_is_there_and_only_the_rest_is_asked_for(tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ class Chain:
         self._payers = payers
         self._candidates = list(self._fleet.of_now(decision))
         self._failures: list[tuple[Candidate, KleinbildError]] = []
+        self._free = 0  # attempts of earlier lives that came to nothing, as those that ended with their server
         self._unsure = ZERO  # dollars of attempts of which nobody knows
         self._fatal: KleinbildError | None = None  # what is wrong with the request itself
         self.made = Made()
@@ -289,7 +290,7 @@ class Chain:
 
     async def _hedge(self, candidate: Candidate, part: Part) -> tuple[Candidate, Running] | None:
         others = [each for each in self._candidates if each is not candidate and _serves(each, part)]
-        if not others or self.made.attempts >= self._terms.max_attempts or not self._fleet.hedges.fired():
+        if not others or self._has_asked_enough or not self._fleet.hedges.fired():
             return None
         running = await self._begin(others[0], part, hedged=True)
         if running is None:
@@ -308,10 +309,12 @@ class Chain:
                 self._take_kept(entry)
             elif entry.state in ("failed_billed", "failed_unbilled"):
                 self.made.cost += entry.cost or ZERO
+                self._free += entry.state == "failed_unbilled"
             elif running := await self._services.attempts.take_up(entry, self._job.work, self._inputs):
                 waiting.append((self._candidate(entry), part, running))
-            elif (latest := await self._services.ledger.find(entry.attempt.id)) and latest.state == "unknown":
-                self._unsure += entry.attempt.reserved
+            elif latest := await self._services.ledger.find(entry.attempt.id):
+                self._unsure += entry.attempt.reserved if latest.state == "unknown" else ZERO
+                self._free += latest.state == "failed_unbilled"
         for candidate, part, running in waiting:
             ended = await asyncio.shield(running.waiting())
             if candidate is not None:
@@ -330,6 +333,10 @@ class Chain:
     def _left(self) -> float:
         return self._terms.deadline - self._fleet.clock()
 
+    @property
+    def _has_asked_enough(self) -> bool:
+        return self.made.attempts - self._free >= self._terms.max_attempts
+
     def _require_leave(self) -> None:
         """Raises what ends the job: its own fault, no time, too many attempts, or not knowing what has been paid for."""
         if self._fatal is not None:
@@ -346,7 +353,7 @@ class Chain:
                 )
         if self._left() <= 0:
             raise LateError("no place was done in time", "allow more seconds")
-        if self.made.attempts >= self._terms.max_attempts:
+        if self._has_asked_enough:
             raise self._failure()
 
     async def _pause(self, round_: int, failures: Sequence[tuple[Candidate, KleinbildError]]) -> None:
