@@ -267,6 +267,23 @@ def test_what_a_killed_server_left_is_ended_by_another_once_and_nobody_takes_fro
     assert servers.rows(f"SELECT * FROM servers WHERE number = {dead}") == []
 
 
+def test_servers_whose_sessions_postgresql_ends_all_at_once_keep_what_is_theirs(servers: Servers) -> None:
+    """As when it starts again: for a moment nobody has a lock."""
+    shops = servers.start("one", "other")
+    servers.services.put("bfl", "speed", {"latency": 8.0, "spread": 0.0})
+    ordered_of = {ordered(shop, "bfl-one"): shop for shop in shops * 2}
+    for job in ordered_of:
+        until(lambda job=job: states(shops[0], job) == ["accepted"])  # type: ignore[misc]
+    before = servers.rows("SELECT id, server FROM jobs ORDER BY id")
+    members = servers.rows("SELECT number, started_at FROM servers WHERE number <> 0 ORDER BY number")
+    everybody = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    assert all(done for (done,) in servers.rows(f"SELECT pg_terminate_backend(pid) FROM ({everybody})"))
+    assert {ended(shops[1], job)["status"] for job in ordered_of} == {"completed"}
+    assert servers.rows("SELECT id, server FROM jobs ORDER BY id") == before
+    assert servers.rows("SELECT number, started_at FROM servers WHERE number <> 0 ORDER BY number") == members
+    assert servers.services.billed("bfl") == 4 * Decimal("0.014")
+
+
 def lost(shop: Shop) -> bool:
     """Waits for a picture of a server that is killed."""
     try:
