@@ -81,7 +81,11 @@ async def _take_over(services: Services, dead: int) -> None:
         left = await servers.take_over(connection, dead, services.server)
     if left != Left():
         log.warning("another server has died: %d jobs of its are made here", len(left.jobs))
-    await _take_up(services, left)
+    while True:
+        try:
+            return await _take_up(services, left)
+        except DBAPIError:  # it is ours, and nobody else will
+            await asyncio.sleep(LOOK_SECONDS)
 
 
 async def _take_up(services: Services, left: Left) -> None:
