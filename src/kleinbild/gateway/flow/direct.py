@@ -63,6 +63,8 @@ async def _make(services: Services, job: Job, kept: asyncio.Future[None] | None)
 async def _finish(services: Services, job: Job, outcome: Outcome, kept: asyncio.Future[None] | None) -> None:
     now = time.time()
     event = services.hub.new(job, f"job.{outcome.status}")
+    if kept is not None and not services.commits.in_order:
+        await asyncio.wait([kept])  # what has no row yet cannot end
     ending = services.commits.begin(jobs.ended(job.id, outcome, now, event, release=frees_key(outcome)), durable=False)
     try:
         if kept is not None:
