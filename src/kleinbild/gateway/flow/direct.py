@@ -1,7 +1,7 @@
 """A job that somebody waits for, made at once in this process, without a workflow of its own.
 
 It is a row like any other from the start: if the process dies, the next one finds it unfinished and goes on with it as a
-workflow (`durable.launch`). Its row is written together with the money set aside for it, and its end with what that came
+workflow (`takeover`). Its row is written together with the money set aside for it, and its end with what that came
 to: where many ask at once, many share a transaction.
 """
 
