@@ -37,7 +37,7 @@ from gatewayed import SECRET, Gateway, Simulated
 PRICES = {"alpha": "0.010", "beta": "0.014", "gamma": "0.0235"}
 FAULTS = (
     "no_answer half_body status_500_billed status_500 status_502 status_503 rate_limited empty empty_unbilled html "
-    "html_unbilled filtered wrong_size"
+    "html_unbilled filtered wrong_size slow"
 ).split()
 SHARE = 0.02
 ROUTING = 'hedge = true\nhedge_share = 0.05\ncall_seconds = 5\non_unknown = "after_collect"'
