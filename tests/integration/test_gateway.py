@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -38,6 +40,9 @@ MODELS = {
     "together": "black-forest-labs/FLUX.2-dev",
     "stability": "sd3.5-medium",
 }
+CALLING_BACK = {"bfl": "BFL_HOOKS", "replicate": "REPLICATE_HOOKS"}
+"""Services with webhooks, and the variables of their secrets."""
+WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"simulated webhooks' own secret").decode()
 KEYS = """
 [[keys]]
 name = "shop"
@@ -76,6 +81,12 @@ class Services:
 
     def reset(self) -> None:
         httpx2.post(f"{self.url}/_sim/reset").raise_for_status()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
     def put(self, kind: str, what: str, body: dict[str, Any]) -> None:
         httpx2.put(f"{self.url}/_sim/{kind}/{what}", json=body).raise_for_status()
@@ -129,10 +140,7 @@ def open_shop(folder: Path, services: Services) -> Iterator[Shop]:
 def services() -> Iterator[Services]:
     services = Services()
     yield services
-    services.process.terminate()
-    services.process.wait(10)
-    assert services.process.stdout is not None
-    services.process.stdout.close()
+    services.stop()
 
 
 @pytest.fixture(scope="module")
@@ -291,3 +299,35 @@ def test_a_job_whose_service_took_it_on_is_collected_after_kill_9_and_not_bought
 def _usage(shop: Shop) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = shop.ask("GET", "/v1/usage?group_by=provider").json()["data"]
     return rows
+
+
+def test_services_call_back_twice_and_the_work_is_fetched_at_once_and_paid_for_once(tmp_path: Path) -> None:
+    """Polls begin after two seconds where services call back: what is there before came by a webhook."""
+    services = Services()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    try:
+        for kind in CALLING_BACK:
+            services.put(kind, "speed", {"latency": 0.3, "spread": 0.0})
+            services.put(kind, "faults", {"webhook_twice": {"share": 1.0, "seconds": 0.2}})
+        tables = services.configuration()
+        for kind, secret in CALLING_BACK.items():
+            named = f'name="{kind}"\nkind="{kind}"\n'
+            tables = tables.replace(named, f'{named}webhooks=true\nwebhook_secret_env="{secret}"\n')
+        config = tmp_path / "kleinbild.toml"
+        config.write_text(f'[server]\npublic_url = "http://127.0.0.1:{port}"\n{tables}')
+        secrets = {"BFL_HOOKS": "a secret of ours", "REPLICATE_HOOKS": WEBHOOK_SECRET, "PROVIDER_KEY": KEY, **SECRETS}
+        with serving(tmp_path, "--config", str(config), "--port", str(port), **secrets) as server:
+            shop = Shop(server.url, services)
+            for kind in CALLING_BACK:
+                begun = time.monotonic()
+                made = shop.make(f"{kind}-one")
+                assert time.monotonic() - begun < 1.8, kind
+                assert Decimal(made.headers["x-kleinbild-cost"]) == services.billed(kind) == Decimal(PRICES[kind])
+                forged = httpx2.post(f"{server.url}/hooks/{kind}", json={"id": "of somebody"})
+                assert forged.status_code == 401
+            time.sleep(0.5)  # the third webhook
+            assert [services.billed(kind) for kind in CALLING_BACK] == [Decimal(PRICES[kind]) for kind in CALLING_BACK]
+    finally:
+        services.stop()
