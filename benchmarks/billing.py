@@ -152,13 +152,14 @@ class Books:
         query = (
             f"SELECT rowid, attempt_id, ordinal, state, cost_nanos FROM attempt_states WHERE rowid > {self._last_row}"
         )
-        for row, attempt, ordinal, state, cost in rows(self.gateway.database, query):
+        states = list(rows(self.gateway.database, query))
+        bills = {name: self.simulated.bill(name, self._num_items[name])["items"] for name in PRICES}
+        for row, attempt, ordinal, state, cost in states:  # both are there, or nothing of them counts
             self._last_row = max(self._last_row, row)
             self.num_attempts += ordinal == 0
             if state in ENDS:
                 self.booked[attempt] = cost or 0
-        for name in PRICES:
-            items = self.simulated.bill(name, self._num_items[name])["items"]
+        for name, items in bills.items():
             self._num_items[name] += len(items)
             for item in items:
                 self.billed[item["client_id"]] += int(Decimal(item["cost"]).scaleb(9))
