@@ -215,13 +215,19 @@ async def _begun(engine: AsyncEngine, database: Database) -> Life:
 
 async def _first(connection: AsyncConnection) -> int:
     """A number that nobody had, in a slot that nobody has."""
-    for _ in range(NUM_SLOTS * NUM_SLOTS):
-        number = random.randrange(1, 2**31)
-        if await _locked(connection, SLOTS, number % NUM_SLOTS) and await _locked(connection, NUMBERS, number):
-            return number
+    for slot in random.sample(range(NUM_SLOTS), NUM_SLOTS):
+        if not await _locked(connection, SLOTS, slot):
+            continue
+        while not await _locked(connection, NUMBERS, number := _drawn(slot)):
+            pass
+        return number
     raise DatabaseError(
         f"{NUM_SLOTS} servers are running on the database {_where(connection)}", "more cannot share one"
     )
+
+
+def _drawn(slot: int) -> int:
+    return random.randrange(1, 2**31 // NUM_SLOTS) * NUM_SLOTS + slot
 
 
 async def _share(connection: AsyncConnection) -> None:
