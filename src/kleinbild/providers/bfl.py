@@ -17,7 +17,7 @@ from kleinbild.core.formats import PictureFormat
 from kleinbild.core.jobs import Task
 from kleinbild.core.sizes import SizeRange
 from kleinbild.providers import answers, delivered, polling, results
-from kleinbild.providers.hooks import Hook, woken
+from kleinbild.providers.hooks import Hook
 from kleinbild.providers.hosted import (
     Accepted,
     Answer,
@@ -111,15 +111,9 @@ class BlackForestLabs:
     async def collect(self, handle: Handle, call: Call, watcher: Watcher = ignore) -> Answer:  # noqa: ARG002
         deadline = Deadline(call.seconds, self._clock)
         url, params = self._place(handle)
-        with woken(self._hook, handle) as event:
-            told = await polling.poll(
-                lambda seconds: self._wire.send("GET", url, params=params, seconds=seconds, buys=False),
-                _read,
-                handle=handle,
-                deadline=deadline,
-                pace=polling.pace_of(call.expected, hooked=event is not None),
-                woken=event,
-            )
+        told = await polling.follow(
+            self._wire, url, _read, handle=handle, call=call, deadline=deadline, hook=self._hook, params=params
+        )
         charged = _charged(told, handle)
         result = answers.inner(told, "result")
         pictures = await results.fetched(

@@ -16,7 +16,7 @@ from kleinbild.core.formats import PictureFormat
 from kleinbild.core.sizes import SizeRange
 from kleinbild.providers import answers, delivered, polling, results
 from kleinbild.providers.given import data_url
-from kleinbild.providers.hooks import Hook, woken
+from kleinbild.providers.hooks import Hook
 from kleinbild.providers.hosted import (
     Accepted,
     Answer,
@@ -113,15 +113,15 @@ class Fal:
     async def collect(self, handle: Handle, call: Call, watcher: Watcher = ignore) -> Answer:
         deadline = Deadline(call.seconds, self._clock)
         url = self._place(handle, "status_url")
-        with woken(self._hook, handle) as event:
-            state = await polling.poll(
-                lambda seconds: self._wire.send("GET", url, seconds=seconds, buys=False),
-                lambda response: _completed(response, watcher),
-                handle=handle,
-                deadline=deadline,
-                pace=polling.pace_of(call.expected, hooked=event is not None),
-                woken=event,
-            )
+        state = await polling.follow(
+            self._wire,
+            url,
+            lambda response: _completed(response, watcher),
+            handle=handle,
+            call=call,
+            deadline=deadline,
+            hook=self._hook,
+        )
         told = await self._result(state, handle, deadline)
         flags = told.get("has_nsfw_concepts")
         if flags is True or (isinstance(flags, list) and any(flags)):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 import httpx2
 
-from kleinbild.providers.hosted import Cause, Expected, Handle, ProviderError
+from kleinbild.providers.hooks import Hook, woken
+from kleinbild.providers.hosted import Call, Cause, Expected, Handle, ProviderError
 from kleinbild.providers.wire import Wire, cause_of, retry_after
 
 FIRST_SECONDS = 0.4
@@ -135,14 +136,38 @@ async def poll(
 ) -> T:
     """What `read` makes of the first answer that tells how the work ended. It gets the `readable` ones.
 
-    Whoever sets `woken` has heard that there is something to be asked about: it is asked at once, and soon again. Raises ProviderError: what `read` raises; of the cause "timeout" at the deadline, after a last look; or of a service
-    that does not let us look, or does not know the work. All have the `handle`.
+    Whoever sets `woken` has heard that there is something to be asked about: it is asked at once, and soon again. Raises
+    ProviderError: what `read` raises; of the cause "timeout" at the deadline, after a last look; or of a service that does
+    not let us look, or does not know the work. All have the `handle`.
     """
     try:
         return await _poll(ask, lambda response: _look(response, read, readable), handle, deadline, pace, woken)
     except ProviderError as error:
         error.handle = handle
         raise
+
+
+async def follow(
+    wire: Wire,
+    url: str,
+    read: Callable[[httpx2.Response], T | Look],
+    *,
+    handle: Handle,
+    call: Call,
+    deadline: Deadline,
+    hook: Hook | None,
+    params: Mapping[str, str] | None = None,
+) -> T:
+    """`poll` at the work's own address: when it may be done by what such work takes, and at once when the service calls back."""
+    with woken(hook, handle) as event:
+        return await poll(
+            lambda seconds: wire.send("GET", url, params=params, seconds=seconds, buys=False),
+            read,
+            handle=handle,
+            deadline=deadline,
+            pace=pace_of(call.expected, hooked=event is not None),
+            woken=event,
+        )
 
 
 async def _poll(

@@ -20,7 +20,7 @@ from kleinbild.core.jobs import ImageWork
 from kleinbild.core.sizes import Size, parse_aspect
 from kleinbild.providers import answers, delivered, polling, results
 from kleinbild.providers.given import data_url, media_type
-from kleinbild.providers.hooks import Hook, woken
+from kleinbild.providers.hooks import Hook
 from kleinbild.providers.hosted import (
     Accepted,
     Answer,
@@ -127,15 +127,15 @@ class Replicate:
     async def collect(self, handle: Handle, call: Call, watcher: Watcher = ignore) -> Answer:  # noqa: ARG002
         deadline = Deadline(call.seconds, self._clock)
         url = self._place(handle, "get")
-        with woken(self._hook, handle) as event:
-            told = await polling.poll(
-                lambda seconds: self._wire.send("GET", url, seconds=seconds, buys=False),
-                lambda response: _read(response, handle),
-                handle=handle,
-                deadline=deadline,
-                pace=polling.pace_of(call.expected, hooked=event is not None),
-                woken=event,
-            )
+        told = await polling.follow(
+            self._wire,
+            url,
+            lambda response: _read(response, handle),
+            handle=handle,
+            call=call,
+            deadline=deadline,
+            hook=self._hook,
+        )
         return await self._answer(told, handle, call, deadline)
 
     async def cancel(self, handle: Handle) -> Cancellation:
