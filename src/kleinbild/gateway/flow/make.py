@@ -28,10 +28,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where a job's pictures may be made, and who pays."""
+    """Where a job's pictures may be made, who pays, and the pictures given, if they are at hand."""
 
     decision: Decision
     payers: tuple[str, ...]
+    inputs: Inputs | None = None
 
 
 async def make(services: Services, job_id: str) -> Outcome:
@@ -121,8 +122,8 @@ async def _begin(services: Services, job_id: str) -> tuple[Job | None, bool]:
 
 
 async def _pictures(services: Services, job: Job, *, fresh: bool, booked: bool) -> Outcome:
-    inputs = await load_inputs(services, job.work)
     plan = services.plans.pop(job.id, None) or await _plan_again(services, job)
+    inputs = await load_inputs(services, job.work) if plan.inputs is None else plan.inputs
     chain = Chain(
         services,
         job,

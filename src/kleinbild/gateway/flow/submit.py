@@ -85,7 +85,7 @@ async def submit(services: Services, order: Order) -> Submission:
     )
     position = services.admission.num_jobs
     await services.admission.admit(order.caller, job.id, order.work.n, megapixels(order.work))
-    plan = services.plans[job.id] = Plan(routed.decision, payers_of(order.caller))
+    plan = services.plans[job.id] = Plan(routed.decision, payers_of(order.caller), inputs)
     if order.waits and order.webhook is None:
         job = direct.running(job)
         if order.key is None:
