@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kleinbild.model.activation import silu
+from kleinbild.model.adapters.applied import Adapted, Changes, Use, project
 from kleinbild.model.attention import BlockCaches, ReferenceCache, attend_joint, attend_streams
 from kleinbild.model.linear import Linear
 from kleinbild.model.packing import Packing, RowSource
@@ -160,8 +161,10 @@ class StreamAttention(nn.Module):
         self.norm = QKNorm(hidden_size // num_heads)
         self.proj = Linear(hidden_size, hidden_size)
 
-    def project(self, x_ND: Tensor, rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        return split_qkv(self.qkv(x_ND), self.num_heads, self.norm, rotations)
+    def project(
+        self, x_ND: Tensor, rotations: tuple[Tensor, Tensor], changes: Changes | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return split_qkv(project(self.qkv, x_ND, changes), self.num_heads, self.norm, rotations)
 
 
 def split_qkv(
@@ -197,26 +200,29 @@ class DoubleBlock(nn.Module):
         txt_mod: Sequence[Modulated],
         packing: Packing,
         caches: BlockCaches,
+        adapted: Adapted,
     ) -> tuple[Tensor, Tensor]:
         img_source, txt_source = packing.stream_source, packing.text_source
         img_in = modulate(img_ND, img_mod[0].shift, img_mod[0].scale, img_source)
         txt_in = modulate(txt_MD, txt_mod[0].shift, txt_mod[0].scale, txt_source)
         txt_out, img_out = attend_streams(
-            self.txt_attn.project(txt_in, packing.text_rotations),
-            self.img_attn.project(img_in, packing.stream_rotations),
+            self.txt_attn.project(txt_in, packing.text_rotations, adapted.text),
+            self.img_attn.project(img_in, packing.stream_rotations, adapted.stream),
             packing,
             caches,
         )
-        img_ND = gated(img_ND, img_mod[0].gate, self.img_attn.proj(img_out.flatten(1)), img_source)
-        txt_MD = gated(txt_MD, txt_mod[0].gate, self.txt_attn.proj(txt_out.flatten(1)), txt_source)
-        img_ND = gated(img_ND, img_mod[1].gate, _mlp(self.img_mlp, img_ND, img_mod[1], img_source), img_source)
-        txt_MD = gated(txt_MD, txt_mod[1].gate, _mlp(self.txt_mlp, txt_MD, txt_mod[1], txt_source), txt_source)
-        return img_ND, txt_MD
+        img_out = project(self.img_attn.proj, img_out.flatten(1), adapted.stream)
+        txt_out = project(self.txt_attn.proj, txt_out.flatten(1), adapted.text)
+        img_ND = gated(img_ND, img_mod[0].gate, img_out, img_source)
+        txt_MD = gated(txt_MD, txt_mod[0].gate, txt_out, txt_source)
+        img_out = _mlp(self.img_mlp, img_ND, img_mod[1], img_source, adapted.stream)
+        txt_out = _mlp(self.txt_mlp, txt_MD, txt_mod[1], txt_source, adapted.text)
+        return gated(img_ND, img_mod[1].gate, img_out, img_source), gated(txt_MD, txt_mod[1].gate, txt_out, txt_source)
 
 
-def _mlp(mlp: nn.ModuleDict, x_ND: Tensor, mod: Modulated, source: RowSource) -> Tensor:
-    out: Tensor = mlp["2"](swiglu(mlp["0"](modulate(x_ND, mod.shift, mod.scale, source))))
-    return out
+def _mlp(mlp: nn.ModuleDict, x_ND: Tensor, mod: Modulated, source: RowSource, changes: Changes | None) -> Tensor:
+    up = project(mlp["0"], modulate(x_ND, mod.shift, mod.scale, source), changes)
+    return project(mlp["2"], swiglu(up), changes)
 
 
 class SingleBlock(nn.Module):
@@ -230,18 +236,25 @@ class SingleBlock(nn.Module):
         self.norm = QKNorm(spec.head_dim)
 
     def forward(
-        self, x_SD: Tensor, mod: Modulated, packing: Packing, caches: BlockCaches, *, last: bool = False
+        self,
+        x_SD: Tensor,
+        mod: Modulated,
+        packing: Packing,
+        caches: BlockCaches,
+        adapted: Adapted,
+        *,
+        last: bool = False,
     ) -> Tensor:
         """`last`: nothing reads the text rows after this, so that they are left out: (N, D) instead of (S, D)."""
-        source = packing.joint_source
-        fused = self.linear1(modulate(x_SD, mod.shift, mod.scale, source))
+        source, changes = packing.joint_source, adapted.joint
+        fused = project(self.linear1, modulate(x_SD, mod.shift, mod.scale, source), changes)
         qkv, mlp = fused.split((3 * self.spec.hidden_size, 2 * self.spec.mlp_size), dim=-1)
         q, k, v = split_qkv(qkv, self.spec.num_heads, self.norm, packing.joint_rotations)
         attended = attend_joint(q, k, v, packing, caches).flatten(1)
         if last:
             x_SD, attended, mlp = (image_rows(each, packing) for each in (x_SD, attended, mlp))
-            source = packing.stream_source
-        out = self.linear2(beside(attended, mlp))
+            source, changes = packing.stream_source, adapted.stream
+        out = project(self.linear2, beside(attended, mlp), changes)
         return gated(x_SD, mod.gate, out, source)
 
 
@@ -257,9 +270,10 @@ class FinalLayer(nn.Module):
         shift_RD, scale_RD = self.adaLN_modulation["1"](silu(vec_RD)).chunk(2, dim=-1)
         return shift_RD, scale_RD
 
-    def forward(self, x_ND: Tensor, shift_RD: Tensor, scale_RD: Tensor, source: RowSource) -> Tensor:
-        out: Tensor = self.linear(modulate(x_ND, shift_RD, scale_RD, source))
-        return out
+    def forward(
+        self, x_ND: Tensor, shift_RD: Tensor, scale_RD: Tensor, source: RowSource, changes: Changes | None
+    ) -> Tensor:
+        return project(self.linear, modulate(x_ND, shift_RD, scale_RD, source), changes)
 
 
 class Flux2Transformer(nn.Module):
@@ -285,6 +299,7 @@ class Flux2Transformer(nn.Module):
         times: Tensor | Modulations,
         packing: Packing,
         caches: Sequence[ReferenceCache | None] = (),
+        adapters: Sequence[tuple[Use, ...]] = (),
     ) -> Tensor:
         """Velocity of every image-stream row, (N, C); rows of references carry no meaning.
 
@@ -293,20 +308,24 @@ class Flux2Transformer(nn.Module):
         "joint" treats references as part of the sequence. Mode "store" (kv variant, first step) modulates them as at
         t = 0, lets them see only themselves and fills the request's cache in `caches`; mode "keep" (other models) fills
         it in a pass that is a joint one. Mode "stored" reads it, and the references have no rows.
+
+        `adapters`: each segment's own, in the packing's order; empty where nobody has one.
         """
+        adapted = Adapted.of(packing, adapters)
         mods = times if isinstance(times, Modulations) else self.modulations(times)
         if packing.stores:
             mods = mods.join(self.modulations(mods.img[0].shift.new_zeros(1)))
-        img_ND, txt_MD = self.img_in(img_NC), self.txt_in(txt_MX)
+        img_ND = project(self.img_in, img_NC, adapted.stream)
+        txt_MD = project(self.txt_in, txt_MX, adapted.text)
         for i, block in enumerate(self.double_blocks):
             img_ND, txt_MD = block(
-                img_ND, txt_MD, mods.img, mods.txt, packing, BlockCaches(f"double_blocks.{i}", caches)
+                img_ND, txt_MD, mods.img, mods.txt, packing, BlockCaches(f"double_blocks.{i}", caches), adapted
             )
         x_SD = interleave(txt_MD, img_ND, packing)
         for i, block in enumerate(self.single_blocks):
             last = i == len(self.single_blocks) - 1
-            x_SD = block(x_SD, mods.single, packing, BlockCaches(f"single_blocks.{i}", caches), last=last)
-        out: Tensor = self.final_layer(x_SD, *mods.final, packing.stream_source)
+            x_SD = block(x_SD, mods.single, packing, BlockCaches(f"single_blocks.{i}", caches), adapted, last=last)
+        out: Tensor = self.final_layer(x_SD, *mods.final, packing.stream_source, adapted.stream)
         return out
 
     def modulations(self, times_R: Tensor) -> Modulations:

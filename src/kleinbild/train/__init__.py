@@ -1,1 +1,1 @@
-"""Training: the world's sprites and latents, the autoencoder, the flow model, the few-step student, evaluation."""
+"""Training: adapters and whole models on people's pictures; nano, from nothing, in `train.nano`."""

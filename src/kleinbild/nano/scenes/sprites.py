@@ -1,6 +1,6 @@
 """The sprite atlas: one WebP picture of RGBA tiles and the list of their names, both in the package.
 
-The art is Microsoft's Fluent Emoji (3D), MIT licence: see `NOTICE`. `python -m kleinbild.train.sprites` rebuilds it.
+The art is Microsoft's Fluent Emoji (3D), MIT licence: see `NOTICE`. `python -m kleinbild.train.nano.sprites` rebuilds it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trains nano's flow transformer and text encoder: `python -m kleinbild.train.flow --steps 10000`.
+"""Trains nano's flow transformer and text encoder: `python -m kleinbild.train.nano.flow --steps 10000`.
 
 Rectified flow on cached latents of the world's scenes. What matters (measured): times shifted hard to noise, since only
 there does the prompt tell what the noisy latent does not; Muon for the blocks; a text encoder whose raw hidden states
@@ -34,8 +34,8 @@ from kleinbild.model.transformer import Flux2Transformer
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
 from kleinbild.train.muon import Muon
-from kleinbild.train.pool import Batch, Pool, Topic, build_pool, draw_batch
-from kleinbild.train.tokenizer import save_tokenizer, train_tokenizer
+from kleinbild.train.nano.pool import Batch, Pool, Topic, build_pool, draw_batch
+from kleinbild.train.nano.tokenizer import save_tokenizer, train_tokenizer
 
 GRID = (8, 8)  # tokens of a training picture
 BATCH_SIZES = (36, 21, 15)  # by number of references: about equal work

@@ -1,4 +1,4 @@
-"""Writes the trained networks as a model that the engine loads: `python -m kleinbild.train.export --out FOLDER`.
+"""Writes the trained networks as a model that the engine loads: `python -m kleinbild.train.nano.export --out FOLDER`.
 
 bfloat16 safetensors in the layouts of the official files, settings and tokenizer beside them. The moving averages are
 written, not the last weights. Base and student share autoencoder, text encoder and tokenizer.
@@ -45,11 +45,11 @@ def export(run: Path, out: Path) -> list[Path]:
     """Writes all files of both models to `out`; without a student yet, only the base. Returns the weight files."""
     base = load_state(run / "flow.pt")
     if base is None:
-        raise SystemExit(f"{run / 'flow.pt'}: nothing trained yet; run python -m kleinbild.train.flow first")
+        raise SystemExit(f"{run / 'flow.pt'}: nothing trained yet; run python -m kleinbild.train.nano.flow first")
     student = load_state(run / "student.pt")
     if student is not None and student.get("base_step") != base["step"]:
         raise SystemExit(
-            f"{run / 'student.pt'}: its base was another than flow.pt; run python -m kleinbild.train.distill, or remove it"
+            f"{run / 'student.pt'}: its base was another than flow.pt; run python -m kleinbild.train.nano.distill, or remove it"
         )
     out.mkdir(parents=True, exist_ok=True)
     files = {

@@ -15,13 +15,13 @@ from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.model.weights import load_model
 from kleinbild.nano.scenes.tasks import is_held_out
 from kleinbild.nano.specs import NANO
-from kleinbild.train import autoencoder as autoencoder_training
-from kleinbild.train import distill, flow
 from kleinbild.train.checkpoint import load_state, save_state
-from kleinbild.train.export import export
 from kleinbild.train.muon import Muon, orthogonalize
-from kleinbild.train.pool import Pool, build_pool, draw_batch
-from kleinbild.train.tokenizer import save_tokenizer, train_tokenizer
+from kleinbild.train.nano import autoencoder as autoencoder_training
+from kleinbild.train.nano import distill, flow
+from kleinbild.train.nano.export import export
+from kleinbild.train.nano.pool import Pool, build_pool, draw_batch
+from kleinbild.train.nano.tokenizer import save_tokenizer, train_tokenizer
 
 CPU = torch.device("cpu")
 NUM_SCENES = 60

@@ -1,4 +1,4 @@
-"""Trains the few-step student from the base model: `python -m kleinbild.train.distill --steps 600`.
+"""Trains the few-step student from the base model: `python -m kleinbild.train.nano.distill --steps 600`.
 
 The student starts as the base's average and learns on its own trajectories: at each of the four times that the sampler
 visits it sees the noisy latent that it has itself arrived at, and is asked for the velocity that leads from there to the
@@ -24,8 +24,19 @@ from kleinbild.model.schedule import times
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
-from kleinbild.train.flow import GRID, MIX, NUM_SCENES, SECONDS_A_CHECKPOINT, SHARES, Flow, Run, begin, pools, update
-from kleinbild.train.pool import Batch, draw_batch
+from kleinbild.train.nano.flow import (
+    GRID,
+    MIX,
+    NUM_SCENES,
+    SECONDS_A_CHECKPOINT,
+    SHARES,
+    Flow,
+    Run,
+    begin,
+    pools,
+    update,
+)
+from kleinbild.train.nano.pool import Batch, draw_batch
 
 NUM_STEPS = 4
 BATCH_SIZES = (18, 11, 8)  # half the base's: a trajectory is four passes
@@ -55,7 +66,9 @@ def begin_student(out: Path, device: torch.device) -> tuple[Run, int]:
     """The base's average with a frozen text encoder, or the checkpoint of a student of this base; and the base's step."""
     base = load_state(out / "flow.pt")
     if base is None:
-        raise SystemExit(f"{out / 'flow.pt'}: no base model to start from; run python -m kleinbild.train.flow first")
+        raise SystemExit(
+            f"{out / 'flow.pt'}: no base model to start from; run python -m kleinbild.train.nano.flow first"
+        )
     flow = Flow(NANO)
     flow.load_state_dict(base["average"])
     flow.text_encoder.requires_grad_(False)

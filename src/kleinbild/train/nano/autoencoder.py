@@ -1,4 +1,4 @@
-"""Trains nano's autoencoder on random scenes: `python -m kleinbild.train.autoencoder --out runs/nano --minutes 20`.
+"""Trains nano's autoencoder on random scenes: `python -m kleinbild.train.nano.autoencoder --out runs/nano --minutes 20`.
 
 First 64 px crops, then whole pictures. Loss: L1, gradient L1 at three scales, a light KL; no adversary, no perceptual
 net: this art does not need them. At the end the per-channel latent statistics are measured and stored (`bn.*`).
@@ -29,7 +29,7 @@ from kleinbild.nano.scenes.sprites import SPRITE_SIDE, sprites
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_state, save_state
 from kleinbild.train.muon import Muon
-from kleinbild.train.pool import to_tensor
+from kleinbild.train.nano.pool import to_tensor
 
 CROP_SHARE = 0.45  # of the time spent on crops
 CROP, CROP_BATCH, WHOLE_BATCH = 64, 32, 10

@@ -1,4 +1,4 @@
-"""Builds nano's sprite atlas from a folder of emoji pictures: `python -m kleinbild.train.sprites ASSETS NAMES OUT`.
+"""Builds nano's sprite atlas from a folder of emoji pictures: `python -m kleinbild.train.nano.sprites ASSETS NAMES OUT`.
 
 ASSETS is the `assets` folder of the npm package `@lobehub/fluent-emoji-3d` 1.1.0 (256x256 WebP files named by code
 point), NAMES `data-by-emoji.json` of the npm package `unicode-emoji-json` 0.9.0. Nouns and unseen sprites come first,
