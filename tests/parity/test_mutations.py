@@ -32,12 +32,14 @@ def axis_order(*order: int) -> Mutate:
 
 def modulation(order: Callable[[list[Modulated]], list[Modulated]]) -> Mutate:
     original = Modulation.forward
-    return lambda patch: patch.setattr(Modulation, "forward", lambda self, vec: order(original(self, vec)))
+    return lambda patch: patch.setattr(
+        Modulation, "forward", lambda self, vec, *rest: order(original(self, vec, *rest))
+    )
 
 
 def swap_final_halves(patch: pytest.MonkeyPatch) -> None:
     original = FinalLayer.modulation
-    patch.setattr(FinalLayer, "modulation", lambda self, vec: original(self, vec)[::-1])
+    patch.setattr(FinalLayer, "modulation", lambda self, vec, *rest: original(self, vec, *rest)[::-1])
 
 
 def normalisation(name: str, changed: Callable[[Autoencoder], Tensor]) -> Mutate:

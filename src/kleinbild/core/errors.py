@@ -9,6 +9,7 @@ bug of ours. `exit_code` is what the command line leaves with; the codes are doc
      │    ├── SizeError        not a size, or beyond the model's range
      │    ├── PictureError     a reference picture that cannot be used
      │    │    └── MaskError   a mask that cannot be used
+     │    ├── AdapterError     an adapter that is not there, or not for this model
      │    ├── DestinationError a URL that the server will not go to
      │    └── FetchError       a URL at which there is nothing that can be used
      ├── ModelError            no such model, or its weights are not here      exit 3
@@ -63,6 +64,10 @@ class PictureError(RequestError):
 
 class MaskError(PictureError):
     """A mask that cannot be used, or not with its picture."""
+
+
+class AdapterError(RequestError):
+    """An adapter that nobody knows by that name, or that was trained for models of another family."""
 
 
 class DestinationError(RequestError):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
+from kleinbild.core.adapters import AdapterUse
 from kleinbild.core.formats import PictureFormat
 from kleinbild.core.money import ZERO
 from kleinbild.core.sizes import Size
@@ -56,6 +57,7 @@ class ImageWork:
     moderation: str = "auto"
     input_fidelity: str | None = None
     strength: float | None = None
+    adapters: tuple[AdapterUse, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

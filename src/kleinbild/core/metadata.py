@@ -19,6 +19,15 @@ class ReferenceRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """An adapter that a picture was made with: its name, how strongly it was applied, and the SHA-256 of its file."""
+
+    name: str
+    scale: float
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """How a picture was made. `version` is Kleinbild's, `fingerprint` the weights', `device` "cpu", "cuda" or "mps".
 
@@ -43,14 +52,15 @@ class Record:
     canvas: Size | None = None
     place: tuple[int, int] | None = None
     cache_references: bool = False
+    adapters: tuple[AdapterRecord, ...] = ()
 
     def to_json(self) -> str:
         """One line of ASCII: it must survive every place where a picture format keeps text.
 
-        What only some edits have is left out of all others: versions that know nothing of it read those, too.
+        What only some pictures have is left out of all others: versions that know nothing of it read those, too.
         """
         values = asdict(self)
-        return json.dumps({name: value for name, value in values.items() if value or name not in _OF_SOME_EDITS})
+        return json.dumps({name: value for name, value in values.items() if value or name not in _OF_SOME})
 
     @classmethod
     def from_json(cls, text: str) -> Record:
@@ -59,7 +69,7 @@ class Record:
             values: dict[str, Any] = json.loads(text)
             size = Size(**values.pop("size"))
             references = tuple(ReferenceRecord(**reference) for reference in values.pop("references"))
-            for name, read in _OF_SOME_EDITS.items():
+            for name, read in _OF_SOME.items():
                 if name in values:
                     values[name] = read(values[name])
             record = cls(**values, size=size, references=references)
@@ -72,10 +82,14 @@ class Record:
         texts = [self.version, self.model, self.fingerprint, self.prompt, self.dtype, self.device]
         files = [*self.references, *([self.mask] if self.mask else [])]
         texts += [text for file in files for text in (file.name, file.sha256)]
+        texts += [text for used in self.adapters for text in (used.name, used.sha256)]
         counts = [self.seed, self.steps, self.size.width, self.size.height, *(self.place or ())]
         counts += [self.canvas.width, self.canvas.height] if self.canvas else []
-        numbers = type(self.guidance) in (int, float) and all(type(count) is int for count in counts)
-        if not numbers or not all(isinstance(text, str) for text in texts):
+        numbers = [self.guidance, *(used.scale for used in self.adapters)]
+        is_right = all(type(number) in (int, float) for number in numbers) and all(
+            type(count) is int for count in counts
+        )
+        if not is_right or not all(isinstance(text, str) for text in texts):
             raise ValueError("not a record of a picture: a field has a value of another type")
 
 
@@ -90,11 +104,20 @@ def _pair(values: Any) -> tuple[int, int]:
     return left, top
 
 
-_OF_SOME_EDITS: dict[str, Callable[[Any], Any]] = {
+def _adapters(values: Any) -> tuple[AdapterRecord, ...]:
+    """Their names are names here, too: a record may come from anyone, and no path in it leads elsewhere."""
+    used = tuple(AdapterRecord(**each) for each in values)
+    if not used or any("/" in each.name or "\\" in each.name for each in used):
+        raise ValueError("not a list of adapters")
+    return used
+
+
+_OF_SOME: dict[str, Callable[[Any], Any]] = {
     "input_size": _true,
     "mask": lambda values: ReferenceRecord(**values),
     "canvas": lambda values: Size(**values),
     "place": _pair,
     "cache_references": _true,
+    "adapters": _adapters,
 }
 """The fields that stand only in the records that need them, and how each is read."""

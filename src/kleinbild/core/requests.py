@@ -10,7 +10,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kleinbild.core.errors import PictureError
+from kleinbild.core.adapters import MAX_ADAPTERS, AdapterUse
+from kleinbild.core.errors import PictureError, RequestError
 from kleinbild.core.metadata import Record, ReferenceRecord
 from kleinbild.core.sizes import Size
 
@@ -34,6 +35,8 @@ class PictureRequest:
 
     `cache_references` lets the references take part in the first step only; later ones read their keys and values from
     then. It saves time, and is an approximation on models not trained for it. Those that are do it unasked.
+
+    `adapters` change the model for this picture alone, all at once; their order does not matter.
     """
 
     prompt: str
@@ -52,8 +55,10 @@ class PictureRequest:
     cache_references: bool = False
     reference_digests: tuple[str, ...] = ()
     mask_digest: str = ""
+    adapters: tuple[AdapterUse, ...] = ()
 
     def __post_init__(self) -> None:
+        _check_adapters(self.adapters)
         for name in ("reference_names", "reference_digests"):
             if getattr(self, name) and len(getattr(self, name)) != len(self.references):
                 raise ValueError(f"{len(getattr(self, name))} {name} for {len(self.references)} references")
@@ -67,13 +72,28 @@ class PictureRequest:
         return None if self.mask is None else ReferenceRecord(self.mask_name, self.mask_digest or digest(self.mask))
 
 
+def _check_adapters(uses: Sequence[object]) -> None:
+    if not isinstance(uses, tuple) or not all(isinstance(use, AdapterUse) for use in uses):
+        raise RequestError(f"adapters {uses!r}: not a tuple of AdapterUse", 'for example (AdapterUse("comic", 0.8),)')
+    if len(uses) > MAX_ADAPTERS:
+        raise RequestError(f"{len(uses)} adapters were given", f"use at most {MAX_ADAPTERS} for one picture")
+    labels = [use.label for use in uses]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise RequestError(
+            f"the adapter {twice!r} was given twice", "give it once, with the strength that it shall have"
+        )
+
+
 def digest(file: bytes) -> str:
     """What identifies a reference or a mask in a record: the SHA-256 of its file, in hex."""
     return hashlib.sha256(file).hexdigest()
 
 
 def replay_request(record: Record, references: Sequence[bytes] = (), mask: bytes | None = None) -> PictureRequest:
-    """The request that a picture was made from. Raises PictureError if the files are not those used then."""
+    """The request that a picture was made from. Raises PictureError if the files are not those used then.
+
+    Its adapters are to be the very files used then: whoever opens them sees to that.
+    """
     if len(references) != len(record.references):
         names = ", ".join(reference.name or "unnamed" for reference in record.references) or "none"
         raise PictureError(
@@ -103,6 +123,7 @@ def replay_request(record: Record, references: Sequence[bytes] = (), mask: bytes
         canvas=record.canvas,
         place=record.place,
         cache_references=record.cache_references,
+        adapters=tuple(AdapterUse(used.name, used.scale, used.sha256) for used in record.adapters),
     )
 
 

@@ -46,6 +46,10 @@ class Fp8Linear(nn.Module):
     def forward(self, x_MK: Tensor) -> Tensor:
         return scaled_product(*quantize_rows(x_MK), self.weight, self.scale).to(x_MK.dtype)
 
+    def plain_weight(self) -> Tensor:
+        """The weight (N, K) that it computes with, in float32."""
+        return self.weight.float() * self.scale
+
 
 def quantize_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     """Rows in e4m3, and the scale (M, 1) in float32 that each has to be multiplied with."""

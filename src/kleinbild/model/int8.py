@@ -46,6 +46,10 @@ class Int8Linear(nn.Module):
             torch.mul(sums_MC.mul_(x_scale_M1), scale_C, out=out_MSC[:, i])
         return out_MSC.view(*x.shape[:-1], self.scale.numel())
 
+    def plain_weight(self) -> Tensor:
+        """The weight (N, K) that it computes with, in float32."""
+        return (self.weight.float() * self.scale.unsqueeze(1)).mT.flatten(0, 1)
+
 
 def quantize_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     """Rows in int8, and the scale (M, 1) in float32 that each has to be multiplied with."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby
 from typing import Literal
 
 import torch
@@ -49,6 +49,11 @@ class Segment:
     @property
     def num_rows(self) -> int:
         return self.num_text + self.num_stream
+
+    @property
+    def stores(self) -> bool:
+        """Whether it has references that stand at t = 0."""
+        return self.mode == "store" and bool(self.references)
 
     @property
     def shape(self) -> tuple[int, int, int, str]:
@@ -94,10 +99,10 @@ class RowSource:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """The layout of one forward pass. `stores`: some requests store their references, which stand at t = 0."""
+    """The layout of one forward pass. `num_stores` requests store their references, which stand at t = 0."""
 
     segments: tuple[Segment, ...]
-    stores: bool
+    num_stores: int
     runs: tuple[Run, ...]
     text_rotations: tuple[Tensor, Tensor]
     stream_rotations: tuple[Tensor, Tensor]
@@ -117,25 +122,25 @@ def pack(segments: Sequence[Segment], spec: TransformerSpec, *, device: torch.de
         cos, sin = rotations(torch.cat(ids), spec.rope_axes, spec.rope_theta)
         return cos.to(device), sin.to(device)
 
-    # References that are stored are modulated as at t = 0: by one more time vector, the last.
-    stores = any(segment.mode == "store" and segment.references for segment in segments)
+    # References that are stored are modulated as at t = 0: by more time vectors, after those of the requests.
+    num_stores = sum(segment.stores for segment in segments)
+    further = count(len(segments))
     text_rows = [[r] * segment.num_text for r, segment in enumerate(segments)]
     stream_rows = [
-        [r] * segment.num_image
-        + [len(segments) if segment.mode == "store" else r] * (segment.num_stream - segment.num_image)
+        [r] * segment.num_image + [next(further) if segment.stores else r] * (segment.num_stream - segment.num_image)
         for r, segment in enumerate(segments)
     ]
     joint_rows = [t + s for t, s in zip(text_rows, stream_rows, strict=True)]
     return Packing(
         segments=tuple(segments),
-        stores=stores,
+        num_stores=num_stores,
         runs=tuple(_runs(segments)),
         text_rotations=turn(text),
         stream_rotations=turn(stream),
         joint_rotations=turn(joint),
-        text_source=_source(text_rows, device, one_more=stores),
-        stream_source=_source(stream_rows, device, one_more=stores),
-        joint_source=_source(joint_rows, device, one_more=stores),
+        text_source=_source(text_rows, device, more=num_stores > 0),
+        stream_source=_source(stream_rows, device, more=num_stores > 0),
+        joint_source=_source(joint_rows, device, more=num_stores > 0),
     )
 
 
@@ -156,10 +161,10 @@ def _stream_ids(segment: Segment) -> Tensor:
     return torch.cat([of_image, *(image_ids(*shape, reference=k) for k, shape in enumerate(segment.references))])
 
 
-def _source(rows: list[list[int]], device: torch.device | str, *, one_more: bool) -> RowSource:
-    """`one_more`: there is a time vector beyond those of the requests, so that rows have to be told which is theirs."""
+def _source(rows: list[list[int]], device: torch.device | str, *, more: bool) -> RowSource:
+    """`more`: there are time vectors beyond those of the requests, so that rows have to be told which is theirs."""
     lengths = {len(own) for own in rows}
-    pure = not one_more and all(set(own) <= {r} for r, own in enumerate(rows))
+    pure = not more and all(set(own) <= {r} for r, own in enumerate(rows))
     if pure and len(rows) == 1:
         return RowSource(None)
     if pure and len(lengths) == 1:

@@ -64,6 +64,13 @@ def quantize(block: nn.Module, precision: Precision) -> None:
             setattr(parent, name, QUANTIZED[precision](parent.get_parameter(f"{name}.weight").detach()))
 
 
+def plain_weight(layer: nn.Module) -> Tensor:
+    """The weight (output, input features) of a linear layer in float32, wherever it is now; of a quantized one, rounded."""
+    if isinstance(layer, Int8Linear | Fp8Linear):
+        return layer.plain_weight()
+    return layer.get_parameter("weight").detach().float()
+
+
 def _linear_layers(block: nn.Module, prefix: str) -> Iterator[tuple[nn.Module, str, str]]:
     for place, parent in block.named_modules(prefix=prefix):
         for name, child in parent.named_children():

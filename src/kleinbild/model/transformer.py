@@ -4,7 +4,7 @@ Module names are those of the BFL checkpoint, so that code and file can be read 
 bias; LayerNorms have no affine part; modulation is shared by all blocks of a kind and depends on the time alone.
 Source: the public reference implementation and diffusers' `Flux2Transformer2DModel`, which parity tests hold it to.
 
-Shape suffixes: R requests (one more for mode "store": t = 0), N image-stream rows, M text-stream rows, S = M + N,
+Shape suffixes: R requests (more for mode "store": t = 0), N image-stream rows, M text-stream rows, S = M + N,
 D hidden size, C channels (128), X text context width, H heads, d head dim.
 """
 
@@ -132,10 +132,9 @@ class TimeEmbedder(nn.Module):
         self.in_layer = Linear(channels, hidden_size)
         self.out_layer = Linear(hidden_size, hidden_size)
 
-    def forward(self, times_R: Tensor) -> Tensor:
+    def forward(self, times_R: Tensor, changes: Changes | None = None) -> Tensor:
         embedded = time_embedding(times_R, self.channels).to(self.in_layer.weight.dtype)
-        out: Tensor = self.out_layer(silu(self.in_layer(embedded)))
-        return out
+        return project(self.out_layer, silu(project(self.in_layer, embedded, changes)), changes)
 
 
 class Modulation(nn.Module):
@@ -146,8 +145,8 @@ class Modulation(nn.Module):
         self.num = num
         self.lin = Linear(hidden_size, 3 * num * hidden_size)
 
-    def forward(self, vec_RD: Tensor) -> list[Modulated]:
-        parts = self.lin(silu(vec_RD)).chunk(3 * self.num, dim=-1)
+    def forward(self, vec_RD: Tensor, changes: Changes | None = None) -> list[Modulated]:
+        parts = project(self.lin, silu(vec_RD), changes).chunk(3 * self.num, dim=-1)
         return [Modulated(*parts[3 * i : 3 * i + 3]) for i in range(self.num)]
 
 
@@ -265,9 +264,9 @@ class FinalLayer(nn.Module):
         projection = Linear(spec.hidden_size, 2 * spec.hidden_size)
         self.adaLN_modulation = nn.ModuleDict({"1": projection})  # 0 is the SiLU
 
-    def modulation(self, vec_RD: Tensor) -> tuple[Tensor, Tensor]:
+    def modulation(self, vec_RD: Tensor, changes: Changes | None = None) -> tuple[Tensor, Tensor]:
         """Shift and scale, each (R, D)."""
-        shift_RD, scale_RD = self.adaLN_modulation["1"](silu(vec_RD)).chunk(2, dim=-1)
+        shift_RD, scale_RD = project(self.adaLN_modulation["1"], silu(vec_RD), changes).chunk(2, dim=-1)
         return shift_RD, scale_RD
 
     def forward(
@@ -309,12 +308,13 @@ class Flux2Transformer(nn.Module):
         t = 0, lets them see only themselves and fills the request's cache in `caches`; mode "keep" (other models) fills
         it in a pass that is a joint one. Mode "stored" reads it, and the references have no rows.
 
-        `adapters`: each segment's own, in the packing's order; empty where nobody has one.
+        `adapters`: each segment's own, in the packing's order; empty where nobody has one. With `Modulations` given, what
+        they change in `time_layers` is in there.
         """
         adapted = Adapted.of(packing, adapters)
-        mods = times if isinstance(times, Modulations) else self.modulations(times)
-        if packing.stores:
-            mods = mods.join(self.modulations(mods.img[0].shift.new_zeros(1)))
+        mods = times if isinstance(times, Modulations) else self.modulations(times, adapted.times)
+        if packing.num_stores:
+            mods = mods.join(self.modulations(mods.img[0].shift.new_zeros(packing.num_stores), adapted.stored))
         img_ND = project(self.img_in, img_NC, adapted.stream)
         txt_MD = project(self.txt_in, txt_MX, adapted.text)
         for i, block in enumerate(self.double_blocks):
@@ -328,15 +328,26 @@ class Flux2Transformer(nn.Module):
         out: Tensor = self.final_layer(x_SD, *mods.final, packing.stream_source, adapted.stream)
         return out
 
-    def modulations(self, times_R: Tensor) -> Modulations:
-        """What the times do to the blocks; it depends on nothing else, so that it can be kept from request to request."""
-        vec_RD = self.time_in(times_R)
+    def modulations(self, times_R: Tensor, changes: Changes | None = None) -> Modulations:
+        """What the times do to the blocks. It depends on nothing else but the requests' adapters, so that it can be kept."""
+        vec_RD = self.time_in(times_R, changes)
         return Modulations(
-            img=tuple(self.double_stream_modulation_img(vec_RD)),
-            txt=tuple(self.double_stream_modulation_txt(vec_RD)),
-            single=self.single_stream_modulation(vec_RD)[0],
-            final=self.final_layer.modulation(vec_RD),
+            img=tuple(self.double_stream_modulation_img(vec_RD, changes)),
+            txt=tuple(self.double_stream_modulation_txt(vec_RD, changes)),
+            single=self.single_stream_modulation(vec_RD, changes)[0],
+            final=self.final_layer.modulation(vec_RD, changes),
         )
+
+    @property
+    def time_layers(self) -> frozenset[nn.Module]:
+        """The layers that only the times go through: those of `modulations`."""
+        modulations = (
+            self.double_stream_modulation_img,
+            self.double_stream_modulation_txt,
+            self.single_stream_modulation,
+        )
+        own = (self.time_in, *modulations, self.final_layer.adaLN_modulation)
+        return frozenset(layer for part in own for layer in part.modules())
 
 
 def interleave(txt_MD: Tensor, img_ND: Tensor, packing: Packing) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from kleinbild.core.adapters import AdapterUse
 from kleinbild.core.requests import PictureRequest
 from kleinbild.nano.scenes.lexicon import NOUNS, UNSEEN
 from kleinbild.nano.scenes.oracle import Verdict, judge
@@ -108,9 +109,9 @@ def held_out_samples(goal: Goal) -> Iterator[Sample]:
             yield sample
 
 
-def attempt(engine: Engine, sample: Sample, random: Random) -> Trial:
-    """Asks the engine for one sample and judges what comes."""
-    request = asked(engine.name, sample, random)
+def attempt(engine: Engine, sample: Sample, random: Random, adapters: tuple[AdapterUse, ...] = ()) -> Trial:
+    """Asks the engine for one sample, with `adapters`, and judges what comes."""
+    request = replace(asked(engine.name, sample, random), adapters=adapters)
     picture = engine.generate(request).pil
     return Trial(sample, request.prompt, picture, judge(np.asarray(picture), sample.target))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import cache
 
 from kleinbild.core.errors import PromptError
@@ -23,10 +24,15 @@ EDIT_WORDS = frozenset("change make replace remove delete take erase add turn sw
 MAX_KINDS = 2
 
 
-def check(prompt: str, num_references: int) -> None:
-    """Raises PromptError for words that nano does not know, and for references that the prompt and the call disagree on."""
+def check(prompt: str, num_references: int, learned: Iterable[str] = ()) -> None:
+    """Raises PromptError for words that nano does not know, and for references that the prompt and the call disagree on.
+
+    `learned` are words that its adapters know.
+    """
     words = words_of(prompt)
     known, unknown = sort_words(words)
+    also = {word for phrase in learned for word in words_of(phrase)}
+    unknown = [word for word in unknown if word not in also]
     if unknown:
         raise PromptError(f"nano does not know {quoted(unknown)}", knowledge())
     if re.search(r"\bimage 2\b", " ".join(words)) and num_references < 2:

@@ -11,7 +11,7 @@ import pytest
 from kleinbild.nano import words
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS, NOUNS, UNSEEN
 from kleinbild.nano.scenes.oracle import judge
-from kleinbild.nano.scenes.render import Placed, Scene, render
+from kleinbild.nano.scenes.render import Pixels, Placed, Scene, render
 from kleinbild.nano.scenes.sprites import sprites
 from kleinbild.nano.scenes.tasks import COUNTS, Draw, Sample, is_held_out, samples
 
@@ -94,6 +94,20 @@ def test_the_oracle_refuses(shown: Scene, wrong: str) -> None:
     verdict = judge(render(shown), Scene("mint", (Placed(FOX, 2, 2),)))
     assert not getattr(verdict, wrong)
     assert not verdict.all_right
+
+
+def duotone(picture: Pixels) -> Pixels:
+    light = picture.astype(np.float32).mean(axis=2, keepdims=True) / 255
+    return (np.array([20, 30, 80]) * (1 - light) + np.array([255, 240, 200]) * light).round().astype(np.uint8)
+
+
+def test_the_oracle_sees_through_a_look() -> None:
+    fox, cat = Scene("mint", (Placed(FOX, 2, 2),)), Scene("mint", (Placed(CAT, 2, 2),))
+    assert judge(duotone(render(fox)), fox, duotone).all_right
+    assert not judge(duotone(render(cat)), fox, duotone).objects_right
+    assert not judge(duotone(render(Scene("mint"))), fox, duotone).objects_right
+    assert not judge(render(fox), fox, duotone).background_right
+    assert not judge(duotone(render(fox)), fox).background_right
 
 
 def test_the_oracle_counts() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kleinbild.core.adapters import Card
+from kleinbild.core.adapters import Card, is_path
 from kleinbild.core.errors import ModelError, RequestError, WeightsError
 from kleinbild.core.home import home
 
@@ -26,7 +26,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An adapter's file on this machine; `card` is None for one that was named by its path alone."""
+    """An adapter's file on this machine; `card` is None for a file that has none."""
 
     path: Path
     card: Card | None
@@ -53,12 +53,16 @@ def cards() -> list[Card]:
 
 
 def find(name_or_path: str) -> Found:
-    """The adapter registered under a name, or in a file. Raises ModelError where there is none."""
-    if name_or_path.endswith(".safetensors") or "/" in name_or_path:
+    """The adapter registered under a name, or in a file, where a run's own has its card beside it.
+
+    Raises ModelError where there is none.
+    """
+    if is_path(name_or_path):
         path = Path(name_or_path).expanduser()
         if not path.is_file():
             raise ModelError(f"there is no adapter file {name_or_path}", "give the path of a .safetensors file")
-        return Found(path, None)
+        has_card = path.name == FILE and (path.parent / CARD).is_file()
+        return Found(path, read_card(path.parent) if has_card else None)
     folder = adapters_folder() / name_or_path
     if NAME.fullmatch(name_or_path) and (folder / CARD).is_file() and (folder / FILE).is_file():
         return Found(folder / FILE, read_card(folder))
@@ -80,6 +84,10 @@ def read_card(folder: Path) -> Card:
         raise WeightsError(f"{folder / CARD} cannot be read: {error}", "register the adapter again") from error
 
 
+def write_card(folder: Path, card: Card) -> None:
+    (folder / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", "utf-8")
+
+
 def register(file: Path, card: Card, *, others: Mapping[str, Path] | None = None) -> Path:
     """Copies an adapter's file, its card and `others` (name to file or folder) to its place; what was there goes."""
     place = adapters_folder() / check_name(card.name)
@@ -89,7 +97,7 @@ def register(file: Path, card: Card, *, others: Mapping[str, Path] | None = None
         shutil.copyfile(file, beside / FILE)
         for name, path in (others or {}).items():
             shutil.copytree(path, beside / name) if path.is_dir() else shutil.copyfile(path, beside / name)
-        (beside / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", "utf-8")
+        write_card(beside, card)
         beside.chmod(0o755)
         _remove(place)
         beside.rename(place)

@@ -176,17 +176,22 @@ def _reader(component: Component, stack: ExitStack, *, keep: bool) -> Callable[[
 
     Without, each tensor has a mapping of its own: what was read of a file does not stay in memory until its end.
     """
-    paths = component.stored.paths
-    if component.stored.container == "gguf":
-        return gguf_reader(paths)
-    tensors = component.stored.tensors
-    if not keep:
-        return lambda name: _read_alone(tensors[name].path, name, component)
+    if component.stored.container == "gguf" or not keep:
+        return tensor_reader(component)
+    paths, tensors = component.stored.paths, component.stored.tensors
     try:
         files = {path: stack.enter_context(safe_open(path, framework="pt")) for path in paths}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{component.place} cannot be read: {error}", "fetch it again") from error
     return lambda name: files[tensors[name].path].get_tensor(name)
+
+
+def tensor_reader(component: Component) -> Callable[[str], Tensor]:
+    """A function from a tensor's name in the component's files to the tensor, each read by itself."""
+    if component.stored.container == "gguf":
+        return gguf_reader(component.stored.paths)
+    tensors = component.stored.tensors
+    return lambda name: _read_alone(tensors[name].path, name, component)
 
 
 def _read_alone(path: Path, name: str, component: Component) -> Tensor:

@@ -7,6 +7,7 @@ nothing that does not belong is there. The oracle is lenient about sharpness, so
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,6 +19,9 @@ from kleinbild.nano.scenes.render import TOKEN, Pixels, Placed, Scene, backgroun
 from kleinbild.nano.scenes.sprites import sprites
 
 CLEAN_PSNR = 16.0  # dB in the worst tile outside the boxes: half a cat that nobody asked for gives about 8
+Look = Callable[[Pixels], Pixels]
+"""What is done to a drawn picture (128, 128, 3) before it is compared: a style, a frame."""
+
 MIN_TILE_PIXELS = 64  # of 256: tiles that the boxes leave less of are not judged
 
 
@@ -35,41 +39,57 @@ class Verdict:
         return self.objects_right and self.background_right and self.clean
 
 
-def judge(picture: Pixels, expected: Scene) -> Verdict:
-    """Compares a picture (128, 128, 3) uint8 with the scene that it should show."""
+def judge(picture: Pixels, expected: Scene, look: Look | None = None) -> Verdict:
+    """Compares a picture (128, 128, 3) uint8 with the scene that it should show, seen through `look` if there is one."""
     if picture.shape != (128, 128, 3):
         raise ValueError(f"the oracle judges pictures of 128x128 pixels, not {picture.shape}")
-    truth = render(expected)
+    truth = render(expected) if look is None else look(render(expected))
     outside = np.ones(picture.shape[:2], bool)
     for item in expected.placed:
         outside[box_slices(item)] = False
     boxes = [psnr(picture[box_slices(item)], truth[box_slices(item)]) for item in expected.placed]
     return Verdict(
-        objects_right=all(nearest_sprite(picture, item, expected.background) == item.code for item in expected.placed),
-        background_right=nearest_background(picture, outside) == expected.background,
+        objects_right=all(
+            nearest_sprite(picture, item, expected.background, look) == item.code for item in expected.placed
+        ),
+        background_right=nearest_background(picture, outside, look) == expected.background,
         clean=worst_tile_psnr(picture, truth, outside) >= CLEAN_PSNR,
         box_psnr=float(np.mean(boxes)) if boxes else psnr(picture, truth),
     )
 
 
-def nearest_sprite(picture: Pixels, at: Placed, background: str) -> str | None:
+def nearest_sprite(picture: Pixels, at: Placed, background: str, look: Look | None = None) -> str | None:
     """The code of the sprite that the box at `at` shows, None for nothing."""
     box = box_slices(at)
     seen = picture[box].astype(np.float32).reshape(-1)
     codes, colors, alphas = _sprite_table()
-    ground = background_pixels(background)[box].astype(np.float32).reshape(-1)
+    empty = background_pixels(background)
+    ground = empty[box].astype(np.float32).reshape(-1)
     drawn = ground + (colors - ground) * alphas
+    if look is not None:
+        drawn, ground = _looked(drawn, empty, box, look), look(empty)[box].astype(np.float32).reshape(-1)
     distances = np.square(drawn - seen).sum(axis=1)
     best = int(distances.argmin())
     return codes[best] if distances[best] < np.square(ground - seen).sum() else None
 
 
-def nearest_background(picture: Pixels, outside: NDArray[np.bool_]) -> str:
+def _looked(drawn: NDArray[np.float32], empty: Pixels, box: tuple[slice, slice], look: Look) -> NDArray[np.float32]:
+    """Flat boxes, each as `look` shows it within the whole picture."""
+    whole = empty.copy()
+    boxes = np.empty_like(drawn)
+    for flat, out in zip(drawn, boxes, strict=True):
+        whole[box] = flat.round().astype(np.uint8).reshape(whole[box].shape)
+        out[:] = look(whole)[box].reshape(-1)
+    return boxes
+
+
+def nearest_background(picture: Pixels, outside: NDArray[np.bool_], look: Look | None = None) -> str:
     seen = picture[outside].astype(np.float32)
-    distances = [
-        float(np.square(background_pixels(background.name)[outside].astype(np.float32) - seen).mean())
-        for background in BACKGROUNDS
-    ]
+    distances = []
+    for background in BACKGROUNDS:
+        pixels = background_pixels(background.name)
+        drawn = pixels if look is None else look(pixels)
+        distances.append(float(np.square(drawn[outside].astype(np.float32) - seen).mean()))
     return BACKGROUNDS[int(np.argmin(distances))].name
 
 
