@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from kleinbild.core.adapters import AdapterUse
 from kleinbild.core.errors import RequestError, SizeError
 from kleinbild.core.offload import Offload
 from kleinbild.core.requests import PictureRequest
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 Reference = str | os.PathLike[str] | bytes | Image.Image | Picture
 """A picture to start from: a file's path or its bytes, a Pillow image, or a picture made here."""
+
+Adapter = str | tuple[str, float] | AdapterUse
+"""An adapter by its name or its file's path, alone or with a strength."""
 
 KEPT_ENGINES = 2
 _engines: OrderedDict[tuple[str, str | None, str | None, Offload | None], Engine] = OrderedDict()
@@ -42,6 +46,7 @@ def generate(
     seed: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    adapters: Adapter | Sequence[Adapter] = (),
     device: str | None = None,
     dtype: str | None = None,
     offload: Offload | None = None,
@@ -49,9 +54,12 @@ def generate(
     """A picture of `prompt`. `size` is "128x96" or (128, 96), `aspect` "3:2" at the model's own area.
 
     What is left out follows from the model; without a seed one is drawn, and the picture tells it. Raises
-    `KleinbildError` in one of its kinds, with `message` and `hint`. `device`, `dtype` and `offload` are `Engine`'s.
+    `KleinbildError` in one of its kinds, with `message` and `hint`. `adapters`: names, or ("name", strength); without a
+    strength the one that its card recommends. `device`, `dtype` and `offload` are `Engine`'s.
     """
-    request = PictureRequest(prompt, model, _size(size), _aspect(aspect), seed, steps, guidance)
+    request = PictureRequest(
+        prompt, model, _size(size), _aspect(aspect), seed, steps, guidance, adapters=_adapters(adapters)
+    )
     return _make(request, device, dtype, offload)
 
 
@@ -69,6 +77,7 @@ def edit(
     canvas: str | tuple[int, int] | Size | None = None,
     place: tuple[int, int] | None = None,
     cache_references: bool = False,
+    adapters: Adapter | Sequence[Adapter] = (),
     device: str | None = None,
     dtype: str | None = None,
     offload: Offload | None = None,
@@ -101,6 +110,7 @@ def edit(
         _size(canvas),
         _place(place),
         cache_references,
+        adapters=_adapters(adapters),
     )
     return _make(request, device, dtype, offload)
 
@@ -162,6 +172,20 @@ def _place(place: tuple[int, int] | None) -> tuple[int, int] | None:
     if [type(side) for side in sides] != [int, int]:
         raise RequestError(f"{place!r} is not a place", "give (left, top) in pixels, for example (32, 0)")
     return place
+
+
+def _adapters(adapters: Adapter | Sequence[Adapter]) -> tuple[AdapterUse, ...]:
+    if isinstance(adapters, str | AdapterUse) or (
+        isinstance(adapters, tuple) and len(adapters) == 2 and isinstance(adapters[1], int | float)
+    ):
+        adapters = [adapters]
+    return tuple(_adapter(each) for each in adapters)
+
+
+def _adapter(adapter: Adapter) -> AdapterUse:
+    if isinstance(adapter, AdapterUse):
+        return adapter
+    return AdapterUse(adapter) if isinstance(adapter, str) else AdapterUse(*adapter)
 
 
 def _aspect(aspect: str | None) -> float | None:

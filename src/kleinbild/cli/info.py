@@ -38,6 +38,8 @@ def rows(record: Record) -> list[tuple[str, str]]:
         references.append(("mask", f"{record.mask.name or 'no file name'} (sha256 {record.mask.sha256})"))
     if record.canvas and record.place:
         references.append(("canvas", f"{record.canvas}, image 1 at {record.place[0]},{record.place[1]}"))
+    for adapter in record.adapters:
+        references.append(("adapter", f"{adapter.name} at {adapter.scale:g} (sha256 {adapter.sha256})"))
     if record.cache_references:
         references.append(("cached", "keys and values of the images, from the first step"))
     return [

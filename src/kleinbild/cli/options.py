@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kleinbild.core.adapters import read_use
 from kleinbild.core.errors import RequestError
 from kleinbild.core.offload import read_offload
 from kleinbild.core.precision import choose_precision
@@ -198,6 +199,15 @@ CacheReferences = Annotated[
         "--cache-references",
         help="Faster with large or several pictures: after the first step they are not computed again. "
         "An approximation on models not trained for it; klein-9b-kv does it by itself.",
+    ),
+]
+Adapters = Annotated[
+    list[Any] | None,  # as `Dtype`
+    typer.Option(
+        "--adapter",
+        metavar="NAME[:SCALE]",
+        parser=read_use,
+        help="An adapter, by its name or its file; repeat it for several. Default for SCALE: what its card recommends.",
     ),
 ]
 OffloadOption = Annotated[

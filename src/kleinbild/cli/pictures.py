@@ -27,6 +27,7 @@ def generate(
     seed: options.Seed = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    adapters: options.Adapters = None,
     dtype: options.Dtype = None,
     offload: options.OffloadOption = None,
     file_format: options.Format = None,
@@ -55,7 +56,16 @@ def generate(
 ) -> None:
     """Make a picture from words."""
     wishes = Wishes(output, file_format, number, as_json, show, dtype, offload, local, server)
-    asked = given(model=model, prompt=prompt, size=size, aspect=aspect, seed=seed, steps=steps, guidance=guidance)
+    asked = given(
+        model=model,
+        prompt=prompt,
+        size=size,
+        aspect=aspect,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        adapters=tuple(adapters) if adapters else None,
+    )
     if source is not None:
         from kleinbild.cli.replay import make_again
 
@@ -103,6 +113,7 @@ def edit(
     seed: options.Seed = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    adapters: options.Adapters = None,
     dtype: options.Dtype = None,
     offload: options.OffloadOption = None,
     file_format: options.Format = None,
@@ -127,6 +138,7 @@ def edit(
         mask=mask and read_mask(mask),
         mask_name=mask and mask.name,
         cache_references=cache_references,
+        adapters=tuple(adapters) if adapters else None,
     )
     files, names = read_references(images)
     request = PictureRequest(prompt, references=files, reference_names=names)

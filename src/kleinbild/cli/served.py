@@ -15,6 +15,7 @@ from kleinbild.cli.terminal import Steps, say
 from kleinbild.cli.wishes import Wishes
 from kleinbild.client import running
 from kleinbild.client.settings import DEFAULT_TIMEOUT, URL_VARIABLE
+from kleinbild.core.adapters import is_path
 from kleinbild.core.errors import KleinbildError, MissingWeightsError, NetworkError, RequestError
 from kleinbild.core.metadata import Record
 from kleinbild.core.requests import PictureRequest
@@ -75,6 +76,7 @@ def only_here(request: PictureRequest, wishes: Wishes, record: Record | None) ->
         "--offload": wishes.offload,
         "--canvas": request.canvas,
         "--place": request.place,
+        "an adapter's file": next((each for each in request.adapters if is_path(each.name)), None),
     }
     said = [name for name, value in chosen.items() if value is not None]
     return f"{' and '.join(said)} cannot be sent" if said else None
@@ -116,6 +118,7 @@ def as_options(request: PictureRequest) -> PictureOptions:
         "steps": request.steps,
         "guidance": request.guidance,
         "cache_references": request.cache_references or None,
+        "adapters": request.adapters,
         "output_format": "png",
         "strict": True,  # as here: what the model cannot do is an error
     }

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
@@ -23,8 +23,10 @@ import torch
 from kleinbild.core.amounts import gigabytes
 from kleinbild.core.errors import CancelledError, CapacityError, DeadlineError, KleinbildError
 from kleinbild.core.messages import SHARES, Decoding, Encoding, Event, Queued, Stepped, Terms
+from kleinbild.core.metadata import AdapterRecord
 from kleinbild.core.requests import PictureRequest
 from kleinbild.engine import cost
+from kleinbild.engine.adapters import AdapterCache, Facts, Loaded
 from kleinbild.engine.caches import Caches
 from kleinbild.engine.compiled import Compiled
 from kleinbild.engine.denoise import step
@@ -34,6 +36,7 @@ from kleinbild.engine.picture import Picture
 from kleinbild.engine.pipeline import Stopwatch, begin, finish
 from kleinbild.engine.prepare import Prepared, prepare
 from kleinbild.engine.preview import Previewer
+from kleinbild.model.adapters.applied import Use
 from kleinbild.model.weights import Model
 
 ROWS_ENOUGH = 8192  # rows that fill any device: more in one pass make nobody's picture sooner
@@ -64,9 +67,11 @@ class Job:
     terms: Terms
     listener: Listener
     need: cost.Need
+    adapters: tuple[Facts, ...]
     watch: Stopwatch
     order: int
     arrived: float
+    loaded: tuple[Loaded, ...] = ()
     sequence: Sequence | None = None
     clock: float = 0.0
     overtaken: int = 0
@@ -88,6 +93,11 @@ class Job:
     def num_rows(self) -> int:
         return self.prepared.num_branches * self.running.segment.num_rows
 
+    @property
+    def adapter_records(self) -> tuple[AdapterRecord, ...]:
+        pairs = zip(self.prepared.adapters, self.loaded, strict=True)
+        return tuple(AdapterRecord(named.name, named.strength, loaded.facts.sha256) for named, loaded in pairs)
+
     def cancel(self) -> None:
         """Frees what it holds before the next step."""
         self.cancelled = True
@@ -96,8 +106,8 @@ class Job:
 class Batcher:
     """The requests of one model. Not thread-safe but for `Job.cancel`: one thread submits and ticks.
 
-    `memory_bytes` bounds what all requests hold together, beside the weights; None is no bound. `compiled` computes all but
-    what must be exact. `clock` gives seconds.
+    `memory_bytes` bounds what all requests hold together, their adapters included, beside the weights; None is no bound.
+    `compiled` computes all but what must be exact. `clock` gives seconds.
     """
 
     def __init__(
@@ -106,11 +116,13 @@ class Batcher:
         *,
         memory_bytes: int | None = None,
         caches: Caches | None = None,
+        adapters: AdapterCache | None = None,
         compiled: Compiled | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
         self.caches = caches or Caches.of(model)
+        self.adapters = adapters or AdapterCache(model)
         self.memory_bytes = memory_bytes
         self.compiled = compiled
         self.waiting: list[Job] = []
@@ -151,17 +163,25 @@ class Batcher:
         return [collector.pictures[job.id] for job in jobs]
 
     def job(self, name: str, request: PictureRequest, terms: Terms, listener: Listener) -> Job:
-        """A request, checked: raises RequestError, or CapacityError where it could never fit into memory."""
+        """A request, checked: raises RequestError or ModelError, or CapacityError where it could never fit into memory."""
         watch = Stopwatch(self.model.device)
         with watch("prepare"):
             prepared = prepare(request, self.model)
-        needed = self._need(prepared)
-        if self.memory_bytes is not None and needed.peak > self.memory_bytes:
+            adapters = tuple(self.adapters.facts(named, self._spare_bytes()) for named in prepared.adapters)
+        needed = self._need(prepared, max((facts.work_bytes for facts in adapters), default=0))
+        of_adapters = _distinct_bytes(adapters)
+        if of_adapters > self.adapters.limit_bytes:
             raise CapacityError(
-                f"the picture needs {gigabytes(needed.peak)} beside the weights, {gigabytes(self.memory_bytes)} are there",
-                "ask for a smaller one, or for fewer references",
+                f"the adapters need {gigabytes(of_adapters)}, {gigabytes(self.adapters.limit_bytes)} are set aside for them",
+                "use fewer, or smaller ones",
             )
-        return Job(name, prepared, terms, listener, needed, watch, next(self._numbers), self._time())
+        if self.memory_bytes is not None and needed.peak + of_adapters > self.memory_bytes:
+            raise CapacityError(
+                f"the picture needs {gigabytes(needed.peak + of_adapters)} beside the weights, "
+                f"{gigabytes(self.memory_bytes)} are there",
+                "ask for a smaller one, or for fewer references or adapters",
+            )
+        return Job(name, prepared, terms, listener, needed, adapters, watch, next(self._numbers), self._time())
 
     def submit(self, job: Job) -> None:
         self.waiting.append(job)
@@ -179,8 +199,8 @@ class Batcher:
 
     def clear(self) -> None:
         """Forgets everybody without a word."""
-        self.waiting.clear()
-        self.active.clear()
+        for job in (*self.waiting, *self.active):
+            self._forget(job)
 
     def _drop(self) -> None:
         now = self._time()
@@ -251,22 +271,41 @@ class Batcher:
         return sorted(self.waiting, key=turn)  # which asks for each turn once, in the order of arrival
 
     def _fits(self, job: Job) -> bool:
-        if self.memory_bytes is None or not self.active:
+        if not self.active:
             return True
         together = [*self.active, job]
-        held = sum(each.need.held for each in together)
-        return held + max(max(each.need.step, each.need.decode) for each in together) <= self.memory_bytes
+        if _distinct_bytes(_adapters_of(together)) > self.adapters.limit_bytes:
+            return False
+        needed = _peak_without_adapters(together) + _distinct_bytes(_adapters_of(together))
+        return self.memory_bytes is None or needed <= self.memory_bytes
 
     def _begin(self, job: Job) -> None:
         job.admitted = self._time()
         job.clock = min((each.clock for each in self.active), default=0.0)
         job.listener.event(Encoding(job.id))
         try:
-            job.sequence = begin(self.model, self.caches, job.prepared, job.watch)
+            uses = self._adapters(job)
+            job.sequence = begin(self.model, self.caches, job.prepared, job.watch, uses)
         except Exception as error:  # noqa: BLE001 - whatever it was: this request fails, the others go on
             self._fail(job, _in_words(error, job))
         else:
             self.active.append(job)
+
+    def _adapters(self, job: Job) -> tuple[Use, ...]:
+        """The job's adapters, opened; those of no strength change nothing."""
+        if self.memory_bytes is not None:  # what nobody uses makes room for what is to come
+            to_come = _distinct_bytes(facts for facts in job.adapters if facts.sha256 not in self.adapters)
+            self.adapters.shrink(self.memory_bytes - _peak_without_adapters([*self.active, job]) - to_come)
+        for named in job.prepared.adapters:
+            job.loaded = (*job.loaded, self.adapters.hold(named))
+        pairs = zip(job.prepared.adapters, job.loaded, strict=True)
+        return tuple(Use(loaded.bound, named.strength) for named, loaded in pairs if named.strength)
+
+    def _spare_bytes(self) -> float:
+        """That adapters may fill which nobody uses yet."""
+        if self.memory_bytes is None:
+            return math.inf
+        return self.memory_bytes - _peak_without_adapters(self.active) - self.adapters.counters.num_bytes
 
     def _choose(self) -> list[Job]:
         """Who takes the next step: the one furthest behind, and those after it as long as there is room."""
@@ -277,10 +316,8 @@ class Batcher:
         if first.terms.exact:
             return [first]
         chosen, rows = [first], first.num_rows
-        room = (
-            math.inf if self.memory_bytes is None else self.memory_bytes - sum(each.need.held for each in self.active)
-        )
-        room -= first.need.step
+        room = math.inf if self.memory_bytes is None else self.memory_bytes - sum(job.need.held for job in self.active)
+        room -= first.need.step + _distinct_bytes(_adapters_of(self.active))
         for job in others:
             if not job.terms.exact and rows + job.num_rows <= ROWS_ENOUGH and job.need.step <= room:
                 chosen.append(job)
@@ -337,7 +374,9 @@ class Batcher:
     def _finish(self, job: Job) -> None:
         job.listener.event(Decoding(job.id))
         try:
-            picture = finish(self.model, job.prepared, job.running, job.watch, self._compiled_for(job))
+            picture = finish(
+                self.model, job.prepared, job.running, job.watch, self._compiled_for(job), job.adapter_records
+            )
         except Exception as error:  # noqa: BLE001
             self._fail(job, _in_words(error, job))
         else:
@@ -352,6 +391,9 @@ class Batcher:
         for jobs in (self.waiting, self.active):
             if job in jobs:
                 jobs.remove(job)
+        for loaded in job.loaded:
+            self.adapters.release(loaded)
+        job.loaded = ()
         job.sequence = None
 
     def _urgent(self, job: Job) -> bool:
@@ -365,9 +407,9 @@ class Batcher:
         segment = job.sequence.segment if job.sequence else segment_of(self.model, job.prepared)
         return job.prepared.num_branches * cost.step_flops(self.model.spec.transformer, segment)
 
-    def _need(self, prepared: Prepared) -> cost.Need:
+    def _need(self, prepared: Prepared, adapter_work: int) -> cost.Need:
         segment, element = segment_of(self.model, prepared), self.model.dtype.itemsize
-        need = cost.need(self.model.spec, segment, prepared.num_branches, prepared.size, element)
+        need = cost.need(self.model.spec, segment, prepared.num_branches, prepared.size, element, adapter_work)
         return need if self.model.offloaded is None else need.beside(self.model.offloaded.placement)
 
     def _tell_positions(self) -> None:
@@ -393,6 +435,21 @@ class Collector:
 
     def error(self, job: Job, error: Exception) -> None:  # noqa: ARG002 - there is one caller
         self.failure = self.failure or error
+
+
+def _peak_without_adapters(jobs: list[Job]) -> int:
+    """The most bytes that they take together, if one after the other takes its step and is decoded."""
+    held = sum(job.need.held for job in jobs)
+    return held + max((max(job.need.step, job.need.decode) for job in jobs), default=0)
+
+
+def _adapters_of(jobs: Iterable[Job]) -> Iterator[Facts]:
+    return (facts for job in jobs for facts in job.adapters)
+
+
+def _distinct_bytes(adapters: Iterable[Facts]) -> int:
+    """An adapter is there once, whoever uses it."""
+    return sum({facts.sha256: facts.num_bytes for facts in adapters}.values())
 
 
 def _in_words(error: Exception, job: Job) -> Exception:

@@ -1,4 +1,4 @@
-"""What need not be computed twice: contexts of prompts, latents of references, modulations of times, layouts.
+"""What need not be computed twice: contexts of prompts, latents of references, modulations of times, layouts of passes.
 
 Everything is kept by its content, so that a hit is what would have been computed. Sizes are bounded; what was not used
 for longest goes first.
@@ -14,6 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from kleinbild.model.adapters.applied import Use, changes_of
 from kleinbild.model.packing import Packing, Segment, pack
 from kleinbild.model.spec import TransformerSpec
 from kleinbild.model.transformer import Flux2Transformer, Modulations
@@ -65,19 +66,35 @@ class TensorCache:
 
 
 class Modulator:
-    """Modulations of times, each computed once for the model."""
+    """Modulations of times, each computed once for the model and for the adapters that change its layers of time."""
 
     def __init__(self, transformer: Flux2Transformer, device: torch.device) -> None:
-        @lru_cache(maxsize=MODULATIONS_KEPT)
-        def of(time: float) -> Modulations:
-            return transformer.modulations(torch.tensor([time], device=device))
+        self._transformer, self._device = transformer, device
+        self._layers = transformer.time_layers
+        # By the adapters' names: they themselves must not be kept from leaving the device.
+        self._kept: OrderedDict[tuple[float, tuple[tuple[str, float], ...]], Modulations] = OrderedDict()
 
-        self._of = of
-
-    def __call__(self, times: Sequence[float]) -> Modulations:
-        """One row for each of `times`, computed alone: it does not depend on the others."""
-        first, *others = (self._of(time) for time in times)
+    def __call__(self, times: Sequence[float], adapters: Sequence[tuple[Use, ...]] = ()) -> Modulations:
+        """One row for each of `times` under its adapters, computed alone: it does not depend on the others."""
+        uses = adapters or [()] * len(times)
+        first, *others = (self._of(time, self._changing(own)) for time, own in zip(times, uses, strict=True))
         return first.join(*others) if others else first
+
+    def _changing(self, uses: tuple[Use, ...]) -> tuple[Use, ...]:
+        return tuple(use for use in uses if not self._layers.isdisjoint(use.bound.by_layer))
+
+    def _of(self, time: float, uses: tuple[Use, ...]) -> Modulations:
+        key = time, tuple((use.bound.name, use.strength) for use in uses)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        changes = changes_of(uses) if uses else None
+        made = self._transformer.modulations(torch.tensor([time], device=self._device), changes)
+        if all(use.bound.name for use in uses):
+            self._kept[key] = made
+            if len(self._kept) > MODULATIONS_KEPT:
+                self._kept.popitem(last=False)
+        return made
 
 
 class Layouts:

@@ -4,8 +4,8 @@ Stands between `denoise` and `decode` and the networks, which know nothing of it
 computed plainly, then compiled, then compared: it is used from then on if it came out the same within `TOLERANCE` and was
 not slower, on this machine and with these very inputs. Else the plain network stays in use, and `notes` say why.
 
-The decoder's pictures of more than a megapixel (strips) and passes that store or read references (they keep things in
-Python) are never compiled.
+The decoder's pictures of more than a megapixel (strips), passes that store or read references (they keep things in
+Python) and those with adapters (which come and go) are never compiled.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kleinbild.core.precision import Precision
+from kleinbild.model.adapters.applied import Use
 from kleinbild.model.attention import ReferenceCache
 from kleinbild.model.packing import Packing, Run
 from kleinbild.model.transformer import Modulations
@@ -62,10 +63,14 @@ class Compiled:
         mods: Modulations,
         packing: Packing,
         caches: Sequence[ReferenceCache | None],
+        adapters: Sequence[tuple[Use, ...]] = (),
     ) -> Tensor:
         """As `Flux2Transformer.forward`."""
-        if not self.possible or any(run.mode != "joint" for run in packing.runs):
-            out: Tensor = self._model.transformer(img_NC, txt_MX, mods, packing, caches)
+        adapted = any(adapters)
+        if self.possible and adapted:
+            self.note("steps with adapters are not compiled")
+        if not self.possible or adapted or any(run.mode != "joint" for run in packing.runs):
+            out: Tensor = self._model.transformer(img_NC, txt_MX, mods, packing, caches, adapters)
             return out
         return self._forward(packing.runs, _in_words(packing.runs), img_NC, txt_MX, mods, packing)
 

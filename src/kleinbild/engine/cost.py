@@ -53,8 +53,13 @@ def step_flops(spec: TransformerSpec, segment: Segment) -> int:
     return 2 * ((text + stream) * (per_row * num_blocks + 2 * keys * width * num_blocks) + ends - not_needed)
 
 
-def need(spec: ModelSpec, segment: Segment, num_branches: int, size: Size, element: int) -> Need:
-    """The memory of one picture; `num_branches` is 2 with guidance, `element` the bytes of a number."""
+def need(
+    spec: ModelSpec, segment: Segment, num_branches: int, size: Size, element: int, adapter_work: int = 0
+) -> Need:  # fmt: skip
+    """The memory of one picture; `num_branches` is 2 with guidance, `element` the bytes of a number.
+
+    `adapter_work` is what applying its adapters takes for a moment. They themselves, which requests share, are not counted.
+    """
     transformer = spec.transformer
     width, num_blocks = transformer.hidden_size, transformer.num_double_blocks + transformer.num_single_blocks
     cached = 0 if segment.mode == "joint" else 2 * segment.num_references * width * num_blocks * element
@@ -64,7 +69,7 @@ def need(spec: ModelSpec, segment: Segment, num_branches: int, size: Size, eleme
     rows = num_branches * (segment.num_text + segment.num_image + segment.num_references)
     # The widest moment is in a single block: fused rows, their products, queries and keys turned in float32.
     per_row = element * (6 * width + 4 * transformer.mlp_size) + FLOAT32 * 5 * width
-    return Need(held, int(STEP_FACTOR * rows * per_row), decode_bytes(spec.autoencoder, size, element))
+    return Need(held, int(STEP_FACTOR * rows * per_row) + adapter_work, decode_bytes(spec.autoencoder, size, element))
 
 
 def decode_bytes(spec: AutoencoderSpec, size: Size, element: int) -> int:

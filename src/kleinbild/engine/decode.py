@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kleinbild import __version__
 from kleinbild.core.errors import KleinbildError
-from kleinbild.core.metadata import Record
+from kleinbild.core.metadata import AdapterRecord, Record
 from kleinbild.core.sizes import LARGE_PICTURE
 from kleinbild.engine.compiled import Compiled
 from kleinbild.engine.latents import Sequence
@@ -48,7 +48,7 @@ def as_asked(image: Image.Image, prepared: Prepared) -> Image.Image:
     return image if inputs.masked is None else inputs.masked.over(image, inputs.frame)
 
 
-def record(model: Model, prepared: Prepared) -> Record:
+def record(model: Model, prepared: Prepared, adapters: tuple[AdapterRecord, ...] = ()) -> Record:
     """What goes into the file, so that the same picture can be made again."""
     request, inputs = prepared.request, prepared.inputs
     return Record(
@@ -68,4 +68,5 @@ def record(model: Model, prepared: Prepared) -> Record:
         canvas=request.canvas,
         place=inputs.place,
         cache_references=prepared.reference_mode == "keep",
+        adapters=adapters,
     )

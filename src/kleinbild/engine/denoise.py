@@ -1,7 +1,7 @@
 """The steps: any number of pictures in one packed forward pass, of any sizes, times and numbers of steps.
 
 A step is all that happens here: who takes part in it is decided between two steps, by `kleinbild.engine.batcher`.
-Guidance is a second segment with the empty prompt. Sequences that cache references store their keys and values in the
+Guidance is a second segment with the empty prompt, under the same adapters: so they were trained. Sequences that cache references store their keys and values in the
 first step and read them in the others.
 
 Shape suffixes: N rows of the image stream, C channels, X context width, L tokens of a text.
@@ -42,16 +42,19 @@ def predict(
 ) -> list[tuple[Sequence, Tensor]]:
     """One forward pass: every sequence with its velocity, guidance applied. `compiled` computes it, if given."""
     transformer = model.transformer if compiled is None else compiled.transformer
-    alike = sorted(sequences, key=lambda sequence: sequence.segment.shape)  # equal shapes side by side are one run
+    # Equal shapes side by side are one run, and equal adapters therein one span.
+    alike = sorted(sequences, key=lambda sequence: (sequence.segment.shape, sequence.adapter_names))
     branches = [branch for sequence in alike for branch in _branches(sequence)]
     packing = caches.layouts(tuple(branch.sequence.segment for branch in branches))
     rows = [branch.sequence.rows for branch in branches]
+    adapters = [branch.sequence.adapters for branch in branches]
     out_NC: Tensor = transformer(
         torch.cat(rows).to(model.dtype),
         torch.cat([branch.context_LX for branch in branches]),
-        caches.modulator([branch.sequence.time for branch in branches]),
+        caches.modulator([branch.sequence.time for branch in branches], adapters),
         packing,
         [branch.cache for branch in branches],
+        adapters,
     )
     velocities = iter(out_NC.float().split([len(own) for own in rows]))
     return [(sequence, _guided(sequence, velocities)) for sequence in alike]

@@ -21,6 +21,7 @@ from kleinbild.core.precision import Precision
 from kleinbild.core.sizes import LARGE_PICTURE, Size
 from kleinbild.engine import cost
 from kleinbild.engine.latents import segment_for
+from kleinbild.model.adapters.applied import Adapted
 from kleinbild.model.attention import BlockCaches
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.packing import Segment, pack
@@ -164,11 +165,14 @@ def _step_seconds(
     none = BlockCaches("", [None] * branches)
     img, txt, x = rows(stream), rows(text), rows(text + stream)
     in_double = _seconds(
-        partial(_random(lambda: DoubleBlock(transformer), device, precision), img, txt, mods, mods, packing, none),
+        partial(
+            _random(lambda: DoubleBlock(transformer), device, precision), img, txt, mods, mods, packing, none, Adapted()
+        ),
         device,
     )
     in_single = _seconds(
-        partial(_random(lambda: SingleBlock(transformer), device, precision), x, mods[0], packing, none), device
+        partial(_random(lambda: SingleBlock(transformer), device, precision), x, mods[0], packing, none, Adapted()),
+        device,
     )
     return transformer.num_double_blocks * in_double + transformer.num_single_blocks * in_single
 

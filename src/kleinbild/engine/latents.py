@@ -18,6 +18,7 @@ from torch import Tensor
 from kleinbild.core.sizes import Size
 from kleinbild.engine.encode import Context
 from kleinbild.engine.prepare import Prepared
+from kleinbild.model.adapters.applied import Use
 from kleinbild.model.attention import ReferenceCache
 from kleinbild.model.packing import ReferenceMode, Segment
 from kleinbild.model.schedule import times
@@ -53,6 +54,7 @@ class Sequence:
     latent_NC: Tensor
     caches: tuple[ReferenceCache | None, ReferenceCache | None] = (None, None)
     known: Known | None = None
+    adapters: tuple[Use, ...] = ()
     step: int = 0
     velocity_NC: Tensor | None = None  # of the last step
 
@@ -67,6 +69,11 @@ class Sequence:
     @property
     def time(self) -> float:
         return self.times[self.step]
+
+    @property
+    def adapter_names(self) -> tuple[tuple[str, float], ...]:
+        """The same for sequences with the same adapters."""
+        return tuple((use.bound.name, use.strength) for use in self.adapters)
 
     @property
     def grid(self) -> Tensor:
@@ -105,7 +112,13 @@ class Sequence:
             self.segment = replace(self.segment, mode="stored")
 
 
-def start(model: Model, prepared: Prepared, context: Context, references: tuple[Tensor, ...]) -> Sequence:
+def start(
+    model: Model,
+    prepared: Prepared,
+    context: Context,
+    references: tuple[Tensor, ...],
+    adapters: tuple[Use, ...] = (),
+) -> Sequence:
     """The sequence of one request before its first step."""
     noise_1Crc = noise(model, prepared.size, prepared.seed)
     segment = segment_of(model, prepared)
@@ -121,6 +134,7 @@ def start(model: Model, prepared: Prepared, context: Context, references: tuple[
         latent_NC=noise_NC,
         caches=(ReferenceCache(), ReferenceCache()) if caching else (None, None),
         known=known(model, prepared, references, noise_NC),
+        adapters=adapters,
     )
 
 

@@ -13,6 +13,7 @@ from kleinbild.core.errors import PromptError, RequestError
 from kleinbild.core.requests import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, PictureRequest
 from kleinbild.core.sizes import Size, SizeRange
 from kleinbild.engine.inputs import Inputs, prepare_inputs
+from kleinbild.engine.named import Named, named_adapters
 from kleinbild.model.spec import ModelSpec
 from kleinbild.model.weights.settings import Settings
 from kleinbild.model.weights.sources import locate_parts, model_spec
@@ -36,6 +37,7 @@ class Prepared:
     guidance: float
     inputs: Inputs
     reference_mode: ReferenceMode
+    adapters: tuple[Named, ...] = ()
 
     @property
     def size(self) -> Size:
@@ -64,6 +66,7 @@ def prepare(request: PictureRequest, model: Model) -> Prepared:
         guidance=settled.guidance,
         inputs=settled.inputs,
         reference_mode=settled.reference_mode,
+        adapters=settled.adapters,
     )
 
 
@@ -79,6 +82,7 @@ class Settled:
     steps: int
     guidance: float
     reference_mode: ReferenceMode
+    adapters: tuple[Named, ...] = ()
 
 
 def check(request: PictureRequest) -> Settled:
@@ -91,8 +95,12 @@ def check(request: PictureRequest) -> Settled:
 
 
 def settle(request: PictureRequest, name: str, settings: Settings, spec: ModelSpec) -> Settled:
-    """`request` for the model `name` with these settings; its weights need not be here. Raises RequestError."""
-    _check_prompt(request, settings.vocabulary)
+    """`request` for the model `name` with these settings; its weights need not be here.
+
+    Raises RequestError, and ModelError where an adapter is not here.
+    """
+    adapters = named_adapters(request, name, settings, spec.transformer)
+    _check_prompt(request, settings.vocabulary, frozenset().union(*(adapter.words for adapter in adapters)))
     inputs = prepare_inputs(request, settings.default_size, size_range(settings, spec))
     return Settled(
         inputs,
@@ -100,6 +108,7 @@ def settle(request: PictureRequest, name: str, settings: Settings, spec: ModelSp
         _steps(request.steps, settings),
         _guidance(request.guidance, settings, name),
         _reference_mode(request, settings),
+        adapters,
     )
 
 
@@ -108,7 +117,8 @@ def size_range(settings: Settings, spec: ModelSpec) -> SizeRange:
     return SizeRange(settings.min_side, settings.max_side, settings.max_pixels, spec.autoencoder.pixels_per_token)
 
 
-def _check_prompt(request: PictureRequest, vocabulary: str | None) -> None:
+def _check_prompt(request: PictureRequest, vocabulary: str | None, learned: frozenset[str]) -> None:
+    """`learned`: words beyond the vocabulary that adapters bring."""
     if not isinstance(request.prompt, str):
         raise PromptError(f"the prompt is a {type(request.prompt).__name__}, not text", "give a string")
     if not request.prompt.strip():
@@ -122,7 +132,7 @@ def _check_prompt(request: PictureRequest, vocabulary: str | None) -> None:
     if vocabulary == "nano":
         from kleinbild.nano.words import check
 
-        check(request.prompt, len(request.references))
+        check(request.prompt, len(request.references), learned)
 
 
 def _seed(seed: int | None) -> int:

@@ -75,17 +75,29 @@ def _open(file: bytes, name: str, convert: Callable[[Image.Image, str], Image.Im
 
 def fit(image: Image.Image, name: str, sizes: SizeRange) -> Image.Image:
     """An RGB picture to a size from `sizes`, at most 1024² pixels. Raises PictureError if it is too narrow."""
-    width, height = image.size
-    longest, shortest = max(image.size), min(image.size)
-    check_shape(Size(width, height), name, sizes)
+    size = Size(*image.size)
+    check_shape(size, name, sizes)
+    scaled = _scaled(size, sizes)
+    if scaled != size:
+        image = image.resize((scaled.width, scaled.height), Image.Resampling.LANCZOS)
+    return _crop_to_multiples(image, sizes.multiple)
+
+
+def fitted(size: Size, sizes: SizeRange) -> Size:
+    """The size that `fit` makes of a picture of `size`."""
+    scaled = _scaled(size, sizes)
+    return Size(*(side // sizes.multiple * sizes.multiple for side in (scaled.width, scaled.height)))
+
+
+def _scaled(size: Size, sizes: SizeRange) -> Size:
+    longest, shortest = max(size.width, size.height), min(size.width, size.height)
     area = min(MAX_REFERENCE_PIXELS, sizes.max_pixels)
-    scale = min(1.0, math.sqrt(area / (width * height)), sizes.max_side / longest)
+    scale = min(1.0, math.sqrt(area / size.area), sizes.max_side / longest)
     if shortest < sizes.min_side:
         scale = sizes.min_side / shortest
-    if scale != 1.0:
-        resized = [max(int(side * scale), sizes.min_side) for side in image.size]
-        image = image.resize((resized[0], resized[1]), Image.Resampling.LANCZOS)
-    return _crop_to_multiples(image, sizes.multiple)
+    if scale == 1.0:
+        return size
+    return Size(*(max(int(side * scale), sizes.min_side) for side in (size.width, size.height)))
 
 
 def check_shape(size: Size, name: str, sizes: SizeRange) -> None:

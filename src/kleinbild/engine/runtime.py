@@ -17,6 +17,7 @@ from kleinbild.core.offload import Offload, read_offload
 from kleinbild.core.precision import Precision, choose_precision
 from kleinbild.core.requests import PictureRequest, replay_request
 from kleinbild.engine import machine
+from kleinbild.engine.adapters import ADAPTER_BYTES, AdapterCache
 from kleinbild.engine.batcher import Batcher, OnStep
 from kleinbild.engine.compiled import Compiled
 from kleinbild.engine.picture import Picture
@@ -42,6 +43,8 @@ class Engine:
     (`engine.compiled`); the first picture of each size, and of each mix of sizes, waits for it, half a minute on two CPU
     cores. Pictures may then differ in their last bits from plain ones and with their company. `notes` say what runs
     plainly and why: offloaded models and, on a CPU, those with billions of parameters always do.
+
+    Adapters that requests name are opened when they are first used; up to `adapter_bytes` of them stay (`adapters`).
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Engine:
         dtype: torch.dtype | str | None = None,
         offload: Offload | None = None,
         compile: bool = False,  # noqa: A002 - as torch calls it
+        adapter_bytes: int = ADAPTER_BYTES,
     ) -> None:
         begun = time.perf_counter()
         self.name = str(model)
@@ -64,7 +68,8 @@ class Engine:
         self.sizes = size_range(self.model.settings, self.model.spec)
         self.load_seconds = time.perf_counter() - begun
         self.compiled = Compiled(self.model) if compile else None
-        self._batcher = Batcher(self.model, compiled=self.compiled)
+        self.adapters = AdapterCache(self.model, adapter_bytes)
+        self._batcher = Batcher(self.model, adapters=self.adapters, compiled=self.compiled)
         self._lock = threading.Lock()
 
     @property

@@ -31,7 +31,9 @@ class Worker:
     def __init__(self, engine: Engine, outbox: IO[bytes], memory_bytes: int | None) -> None:
         self.engine = engine
         self.kernels = kernels(engine.device) + (" compiled" if engine.compiled and engine.compiled.possible else "")
-        self.batcher = Batcher(engine.model, memory_bytes=memory_bytes, compiled=engine.compiled)
+        self.batcher = Batcher(
+            engine.model, memory_bytes=memory_bytes, adapters=engine.adapters, compiled=engine.compiled
+        )
         self.num_logged = 0
         self.jobs: dict[str, Job] = {}
         self._outbox, self._writing = outbox, threading.Lock()
