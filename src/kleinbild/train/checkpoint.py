@@ -6,21 +6,42 @@ with `weights_only`, so a checkpoint cannot execute anything.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from kleinbild.core.errors import OutputError
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.spec import AutoencoderSpec
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Raises OutputError where it cannot be written; the state before is there then."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # torch's own writer hides what the system says of a full disk
+            torch.save(state, file)
+
+    replace_whole(path, write)
+
+
+def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Puts what `write` writes in the place of `path`, whole or not at all. Raises OutputError."""
     temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        before = "; what was there before is whole" if path.exists() else ""
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror or error}{before}",
+            "make room, then start again: training goes on from the last state that was kept",
+        ) from error
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -73,8 +74,8 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path: Path, monkeypat
     path = tmp_path / "state.pt"
     save_state(path, {"step": 1})
 
-    def dies(state: object, file: Path) -> None:
-        file.write_bytes(b"half")
+    def dies(state: object, file: BinaryIO) -> None:
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", dies)

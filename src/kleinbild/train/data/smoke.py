@@ -1,0 +1,56 @@
+"""A run of a few steps, in a folder that is thrown away: how long a step takes, and that the loss is a number.
+
+It is the trainer's own worker, in a process of its own (`kleinbild.train.worker`), so that what is measured is what will be.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from kleinbild.core.errors import EngineError, error_of
+from kleinbild.core.training import Failed, Progressed, from_line
+from kleinbild.train.data.check import Smoke
+from kleinbild.train.recipe import FILE, Recipe, write
+
+WARM_UP = 2  # steps that are not timed: kernels are chosen, memory is taken
+
+
+def smoke_run(recipe: Recipe, num_steps: int) -> Smoke:
+    """Raises what the run fails with."""
+    short = replace(
+        recipe,
+        steps=num_steps,
+        progress_every=1,
+        validate_every=0,
+        preview_every=0,
+        checkpoint_every=0,
+        early_stop=False,
+    )
+    with tempfile.TemporaryDirectory(prefix="kleinbild-smoke-") as folder:
+        write(short, Path(folder) / FILE)
+        steps = list(_steps(Path(folder)))
+    if len(steps) <= WARM_UP + 1:
+        raise EngineError("the smoke run ended without having told of its steps", "train without it: --no-smoke")
+    begun, ended = steps[WARM_UP][1], steps[-1][1]
+    return Smoke((ended - begun) / (len(steps) - 1 - WARM_UP), steps[0][0], steps[-1][0])
+
+
+def _steps(folder: Path) -> Iterator[tuple[float, float]]:
+    """Loss and time of each step."""
+    worker = [sys.executable, "-m", "kleinbild.train.worker", str(folder)]
+    with subprocess.Popen(worker, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                event, at = from_line(line)
+                if isinstance(event, Failed):
+                    raise error_of(event.kind, event.message, event.hint)
+                if isinstance(event, Progressed):
+                    yield event.loss, at
+        finally:
+            process.terminate()

@@ -1,0 +1,34 @@
+"""Two processes with half of the batch each make the weights that one makes with all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from tests.unit.train.made import pictures
+
+
+def test_two_processes_make_the_weights_of_one(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data", num=3)
+    values = {"data": str(data), "steps": 3, "batch_size": 4, "accumulation": 2, "rank": 4, "ema": 0.9}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "KLEINBILD_HOME": str(tmp_path / "home")}
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m"]
+    made = []
+    for name, launcher in (("one", []), ("two", launch)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "recipe.toml").write_text("\n".join(f"{k} = {json.dumps(v)}" for k, v in values.items()), "utf-8")
+        command = [sys.executable, "-m", *launcher, "kleinbild.train.worker", str(folder)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count('"event": "started"') == 1  # the first process alone speaks
+        made.append(load_file(folder / "adapter.safetensors"))
+    one, two = made
+    for key, tensor in one.items():
+        assert float((tensor - two[key]).norm()) <= 1e-4 * float(tensor.norm()), key
