@@ -16,6 +16,7 @@ from PIL import Image
 
 from kleinbild.client.calls import Call
 from kleinbild.client.picture import RemotePicture
+from kleinbild.core.adapters import AdapterUse
 from kleinbild.core.errors import RequestError
 from kleinbild.core.sizes import Size, parse_size
 from kleinbild.engine.files import read_file
@@ -39,7 +40,7 @@ class PictureOptions(TypedDict, total=False):
 
     `images`: one picture or several to start from, `mask`: transparent where the first one is made anew.
     `size`: "WxH" or (W, H). `seed`: of the first picture, the following get the next ones. `previews`: how many of each
-    picture are sent on the way. `strict`: refuse what the model cannot honour, instead of a warning. `extra`: further
+    picture are sent on the way. `adapters`: by name, or as `AdapterUse` with a strength. `strict`: refuse what the model cannot honour, instead of a warning. `extra`: further
     fields of the server's `input`. `metadata` comes back with the job. `webhook`: id of a registered one.
     `idempotency_key`: of your own, so that even a second process gets the first one's job.
     """
@@ -56,6 +57,7 @@ class PictureOptions(TypedDict, total=False):
     output_compression: int | None
     quality: str | None
     background: str | None
+    adapters: Sequence[str | AdapterUse]
     cache_references: bool | None
     previews: int | None
     strict: bool | None
@@ -86,6 +88,7 @@ def submit_call(
     output_compression: int | None = None,
     quality: str | None = None,
     background: str | None = None,
+    adapters: Sequence[str | AdapterUse] = (),
     cache_references: bool | None = None,
     strict: bool | None = None,
 ) -> Call:
@@ -106,6 +109,7 @@ def submit_call(
         "output_compression": output_compression,
         "quality": quality,
         "background": background,
+        "adapters": [adapter_json(each) for each in adapters] or None,
         "cache_references": cache_references,
         "partial_images": previews,
         "stream": True if previews else None,  # as OpenAI has it: previews are a stream's
@@ -119,6 +123,12 @@ def submit_call(
     body |= {"webhook": webhook} if webhook else {}
     body |= {"metadata": dict(metadata)} if metadata else {}
     return Call("POST", "/v1/jobs", body, headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex})
+
+
+def adapter_json(adapter: str | AdapterUse) -> dict[str, Any]:
+    """As the server reads it. Raises RequestError for what is none."""
+    use = AdapterUse(adapter) if isinstance(adapter, str) else adapter
+    return {"name": use.name} if use.scale is None else {"name": use.name, "scale": use.scale}
 
 
 def size_text(size: str | tuple[int, int] | Size) -> str:

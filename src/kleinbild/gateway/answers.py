@@ -58,6 +58,7 @@ def work_object(work: ImageWork) -> dict[str, Any]:
         "moderation": work.moderation,
         "input_fidelity": work.input_fidelity,
         "strength": work.strength,
+        "adapters": [{"name": each.label, "scale": each.scale} for each in work.adapters],
     }
 
 

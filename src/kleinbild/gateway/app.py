@@ -10,10 +10,12 @@ from fastapi_offline import FastAPIOffline
 import kleinbild
 from kleinbild.gateway import errors
 from kleinbild.gateway.api import (
+    adapters,
     admin,
     bfl,
     budgets,
     files,
+    fine_tuning,
     health,
     hooks,
     jobs,
@@ -37,6 +39,8 @@ ROUTERS = (
     bfl.router,
     jobs.router,
     files.router,
+    fine_tuning.router,
+    adapters.router,
     models.router,
     routing.router,
     usage.router,

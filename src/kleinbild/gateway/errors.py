@@ -124,6 +124,7 @@ PARAM_OF: tuple[tuple[type[errors.KleinbildError], str], ...] = (
     (errors.MaskError, "mask"),
     (errors.PictureError, "image"),
     (errors.UnknownModelError, "model"),
+    (errors.AdapterError, "adapters"),
 )
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from kleinbild.core.errors import OutputError
@@ -22,6 +22,7 @@ from kleinbild.gateway.flow import durable, elsewhere, takeover
 from kleinbild.gateway.flow.admit import Admission
 from kleinbild.gateway.flow.attempt import Attempts
 from kleinbild.gateway.flow.authenticate import Authenticator
+from kleinbild.gateway.flow.tune import Tunings
 from kleinbild.gateway.health import HealthChecks
 from kleinbild.gateway.limits.counters import Counters
 from kleinbild.gateway.limits.memory import MemoryCounters
@@ -31,6 +32,7 @@ from kleinbild.gateway.secrets import load_secrets_of
 from kleinbild.gateway.services import Services
 from kleinbild.gateway.settings import EngineSettings, LimitSettings, Settings
 from kleinbild.providers.local import LocalProvider
+from kleinbild.providers.training import Trainer
 from kleinbild.safety.fetch import Fetcher, FetchLimits, Reach
 from kleinbild.storage import jobs, servers
 from kleinbild.storage.blobs import Blobs, open_blobs
@@ -50,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[Services]:
+async def open_services(settings: Settings, trainer: Trainer | None = None) -> AsyncIterator[Services]:
     """Everything that the routes work with. Raises core.errors in words where something cannot be opened."""
     data = settings.data
     async with AsyncExitStack() as stack:
@@ -117,6 +119,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             known=refresh.known(settings.data, found.version),
             server=life.number,
         )
+        services.tunings = Tunings(services, trainer or Trainer())
         await durable.launch(services, data)
         stack.push_async_callback(durable.stop, services)
         beside = [_sweep(services), _trim(blobs), services.pulse.beat(), canary.run(services), refresh.run(services)]
@@ -126,9 +129,22 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             beside += [takeover.look_after_others(services), elsewhere.hear(services)]
         for task in beside:
             stack.callback(asyncio.create_task(task).cancel)
+        await stack.enter_async_context(_running(services.tunings))
         if settings.routing.probe_seconds:
             stack.callback(asyncio.create_task(services.checks.run()).cancel)
         yield services
+
+
+@asynccontextmanager
+async def _running(fine_tuning: Tunings) -> AsyncIterator[None]:
+    """When it is left, trainers have kept their states and ended."""
+    task = asyncio.create_task(fine_tuning.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 @contextmanager

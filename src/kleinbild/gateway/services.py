@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kleinbild.gateway.flow.attempt import Attempts
     from kleinbild.gateway.flow.authenticate import Authenticator
     from kleinbild.gateway.flow.make import Plan
+    from kleinbild.gateway.flow.tune import Tunings
     from kleinbild.gateway.health import HealthChecks
     from kleinbild.gateway.limits.counters import Counters
     from kleinbild.gateway.pulse import Pulse
@@ -85,6 +86,7 @@ class Services:
     fetcher: Fetcher
     pulse: Pulse
     known: Known
+    tunings: Tunings = field(init=False)
     server: int = ALONE
     retry_seconds: tuple[float, ...] = RETRY_SECONDS
     running: dict[str, asyncio.Task[Any]] = field(default_factory=dict)

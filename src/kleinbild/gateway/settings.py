@@ -120,6 +120,13 @@ def _plain_https(value: str) -> str:
     return value
 
 
+class FineTuningSettings(Section):
+    runs: int = Field(1, ge=0, description="fine-tuning jobs that train at once on this machine; 0: none is taken on")
+    max_jobs: int = Field(16, ge=1, description="of one project, queued, running or paused")
+    max_file_mb: float = Field(512.0, gt=0, description="of a training file as it is uploaded")
+    max_unpacked_mb: float = Field(4096.0, gt=0, description="of a training file's contents")
+
+
 class CatalogSettings(Section):
     url: Annotated[str, AfterValidator(_plain_https)] | None = Field(
         None, description="where newer catalogs of prices and limits are fetched from, by https; default: nowhere"
@@ -145,6 +152,7 @@ class Settings(Lists):
     limits: LimitSettings = LimitSettings()  # type: ignore[call-arg]
     routing: Routing = Routing()  # type: ignore[call-arg]
     catalog: CatalogSettings = CatalogSettings()  # type: ignore[call-arg]
+    fine_tuning: FineTuningSettings = FineTuningSettings()  # type: ignore[call-arg]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:

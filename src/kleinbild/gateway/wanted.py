@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from kleinbild.core.adapters import MAX_ADAPTERS, MAX_STRENGTH, AdapterUse
 from kleinbild.core.errors import RequestError, SizeError
 from kleinbild.core.formats import PictureFormat
 from kleinbild.core.jobs import ImageWork, PictureRef, Task
@@ -99,6 +100,24 @@ Flag = Annotated[bool, BeforeValidator(_flag)]
 Money = Annotated[Decimal, BeforeValidator(_money), Field(ge=0, le=1_000_000)]
 
 
+class WantedAdapter(BaseModel):
+    """An adapter by the name it is registered under; no `scale` is the strength that its card recommends."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, max_length=MAX_MODEL)
+    scale: Number | None = Field(None, ge=-MAX_STRENGTH, le=MAX_STRENGTH)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else without_nulls(value)
+
+    def __str__(self) -> str:
+        name = self.name.rpartition("/")[2]
+        return name if self.scale is None else f"{name} {self.scale:g}"
+
+
 class Wanted(BaseModel):
     """The fields of `POST /v1/images/generations`; None is left to the model. `background` and below are OpenAI's, from
     `seed` on they are ours.
@@ -134,7 +153,7 @@ class Wanted(BaseModel):
     steps: Whole | None = Field(None, ge=1, le=MAX_STEPS)
     guidance: Number | None = Field(None, ge=1, le=MAX_GUIDANCE)
     references: tuple[PictureSource, ...] = Field((), max_length=MAX_REFERENCES)
-    adapters: tuple[str, ...] = ()
+    adapters: tuple[WantedAdapter, ...] = Field((), max_length=MAX_ADAPTERS)
     strength: Number | None = Field(None, ge=0, le=1)
     cache_references: Flag = False
     strict: Flag = False
@@ -247,6 +266,7 @@ def _work(wanted: Wanted, pictures: Pictures, model: str, size: Size | None, gui
         moderation=wanted.moderation,
         input_fidelity=wanted.input_fidelity,
         strength=wanted.strength,
+        adapters=tuple(AdapterUse(each.name, each.scale) for each in wanted.adapters),
     )
 
 
@@ -259,8 +279,6 @@ def _losses(wanted: Wanted, pictures: Pictures, can: Capabilities) -> Iterator[L
     yield from _lost_anywhere(wanted, pictures)
     if not can.guidance and wanted.guidance not in (None, 1):
         yield Loss("guidance", f"{model} is distilled and works without")
-    if wanted.adapters:
-        yield Loss("adapters", f"{model} has none here")
     for name in (*NOWHERE, *(OF_EDITS if pictures.references else ())):
         if getattr(wanted, name) is not None:
             yield Loss(name, f"{model} has no such setting")

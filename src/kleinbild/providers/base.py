@@ -9,6 +9,7 @@ from typing import Protocol
 from kleinbild.core.jobs import ImageWork
 from kleinbild.core.sizes import Size, SizeRange
 from kleinbild.core.tokens import NO_TOKENS, Tokens
+from kleinbild.model.weights.specs import Family
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,15 @@ class MadeFile:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a model does: `default_size` at its own area, `steps` unless asked otherwise, guidance or not."""
+    """What a model does: `default_size` at its own area, `steps` unless asked otherwise, guidance or not. Adapters of its
+    `family` fit it."""
 
     model: str
     sizes: SizeRange
     default_size: Size
     steps: int
     guidance: bool
+    family: Family | None = None
 
 
 class Provider(Protocol):

@@ -7,16 +7,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kleinbild.core.errors import UnknownModelError, WorkerError, error_of
+from kleinbild.core.errors import AdapterError, ModelError, UnknownModelError, WorkerError, error_of
 from kleinbild.core.jobs import ImageWork
 from kleinbild.core.messages import Done, Event, Failed, Queued, Stepped, Terms
 from kleinbild.core.requests import MAX_SEED, PictureRequest
 from kleinbild.core.sizes import Size
 from kleinbild.engine.prepare import settle, size_range
 from kleinbild.engine.remote import RemoteEngine
+from kleinbild.model.adapters.registry import find
 from kleinbild.model.spec import ModelSpec
 from kleinbild.model.weights.settings import Settings
 from kleinbild.model.weights.sources import locate_parts, model_spec
+from kleinbild.model.weights.specs import Family, family
 from kleinbild.providers.base import Capabilities, Inputs, Listener, MadeFile, Step, Waiting
 
 MAX_ATTEMPTS = 5  # of a picture whose worker ended while it was being made: it may be the picture that ends it
@@ -68,10 +70,12 @@ class LocalProvider:
             Size(settings.default_size, settings.default_size),
             settings.default_steps,
             guidance=not settings.distilled,
+            family=family(self._served[model].spec.transformer),
         )
 
     def check(self, work: ImageWork, inputs: Inputs) -> None:
         model = self._served[work.model]
+        _require_fitting(work, family(model.spec.transformer))
         settle(_request(work, inputs, 0), model.name, model.settings, model.spec)
 
     async def make(self, work: ImageWork, inputs: Inputs, listener: Listener) -> list[MadeFile]:
@@ -137,6 +141,21 @@ def _hand_over(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], ev
         loop.call_soon_threadsafe(events.put_nowait, event)
 
 
+def _require_fitting(work: ImageWork, of: Family | None) -> None:
+    """Raises AdapterError for adapters that are not here, or are for other models."""
+    for each in work.adapters:
+        try:
+            card = find(each.name).card
+        except ModelError as error:
+            raise AdapterError(error.message, error.hint) from error
+        if card is not None and card.family != of:
+            raise AdapterError(
+                f"the adapter {each.name!r} is for models of the family {card.family}, and {work.model} is of "
+                f"{of or 'none of ours'}",
+                f"ask for a model of {card.family}",
+            )
+
+
 def _request(work: ImageWork, inputs: Inputs, index: int) -> PictureRequest:
     return PictureRequest(
         prompt=work.prompt,
@@ -152,6 +171,7 @@ def _request(work: ImageWork, inputs: Inputs, index: int) -> PictureRequest:
         mask_name=work.mask.name if work.mask else "",
         mask_digest=(work.mask.original or work.mask.sha256) if work.mask else "",
         cache_references=work.cache_references,
+        adapters=work.adapters,
     )
 
 

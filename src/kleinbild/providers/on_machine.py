@@ -60,7 +60,7 @@ class OnMachine:
 
 
 def can(model: Capabilities) -> Can:
-    honoured = ["size", "seed", "steps", "mask", "output_compression", "partial_images"]
+    honoured = ["size", "seed", "steps", "mask", "output_compression", "partial_images", "adapters"]
     return Can(
         tasks=frozenset({"image.generate", "image.edit"}),
         parameters=frozenset([*honoured, *(["guidance"] if model.guidance else [])]),  # type: ignore[list-item]

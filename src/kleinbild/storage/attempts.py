@@ -30,7 +30,8 @@ class Attempt:
     """What is known before it starts, and never changes.
 
     `count` pictures from the one with index `first`, of `megapixels` each, as part `part` of the job, in its `number`th
-    attempt. `reserved` is the most that it may cost, `quoted` what it should, None where no price is known.
+    attempt, with `adapters`, whose names have commas between. `reserved` is the most that it may cost, `quoted` what it
+    should, None where no price is known.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Attempt:
     hedged: bool
     megapixels: Decimal
     created_at: float
+    adapters: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ def columns(attempt: Attempt) -> dict[str, Any]:
         "pixels": int(attempt.megapixels * PIXELS),
         "day": datetime.fromtimestamp(attempt.created_at, UTC).date().isoformat(),
         "created_at": attempt.created_at,
+        "adapters": attempt.adapters,
     }
 
 
@@ -132,6 +135,7 @@ def _attempt(row: RowMapping) -> Attempt:
         hedged=row["hedged"],
         megapixels=row["pixels"] / PIXELS,
         created_at=row["created_at"],
+        adapters=row["adapters"],
     )
 
 

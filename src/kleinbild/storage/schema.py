@@ -205,6 +205,7 @@ attempts = Table(
     Column("pixels", BigInteger, nullable=False),  # of one picture
     Column("day", String(10), nullable=False),  # of created_at, in UTC
     Column("created_at", Double, nullable=False),
+    Column("adapters", Text, nullable=False, server_default=text("''")),  # names, with commas between
     Index("ix_attempts_created_at", "created_at"),
     Index("ix_attempts_project_created_at", "project", "created_at"),
 )
@@ -291,4 +292,47 @@ decisions = Table(
     Column("at", Double, nullable=False, index=True),
     Column("body", JSON, nullable=False),
     Index("ix_decisions_project_at", "project", "at"),
+)
+
+fine_tuning_jobs = Table(
+    "fine_tuning_jobs",  # rows stay: they say whose an adapter is
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("caller", String(64), nullable=False),
+    Column("project", String(128), nullable=False),
+    Column("model", String(128), nullable=False),  # what it is served on; what it is trained on follows
+    Column("adapter", String(64), nullable=False, unique=True),  # the name that it will be registered under
+    Column("status", String(32), nullable=False),
+    Column("wanted", JSON, nullable=False),  # storage.tunings.Wanted
+    Column("result", JSON(none_as_null=True)),  # storage.tunings.Result, once it has ended
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+    Column("estimated_finish", Double),
+    Column("heard_until", Double, nullable=False),  # the time of the worker's last event that is kept
+    _made_by(),
+    Index("ix_fine_tuning_jobs_project_created_at", "project", "created_at"),
+    Index("ix_fine_tuning_jobs_status", "status"),
+)
+
+fine_tuning_events = Table(
+    "fine_tuning_events",
+    metadata,
+    Column("job_id", String(64), ForeignKey("fine_tuning_jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("level", String(8), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("type", String(8), nullable=False),
+    Column("data", JSON(none_as_null=True)),
+    Column("created_at", Double, nullable=False),
+)
+
+fine_tuning_checkpoints = Table(
+    "fine_tuning_checkpoints",
+    metadata,
+    Column("job_id", String(64), ForeignKey("fine_tuning_jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("step", Integer, primary_key=True, autoincrement=False),
+    Column("path", Text, nullable=False),  # in the run's folder
+    Column("metrics", JSON, nullable=False),
+    Column("created_at", Double, nullable=False),
 )

@@ -23,9 +23,10 @@ from sqlalchemy.pool import NullPool
 
 from kleinbild.core.errors import DatabaseError
 from kleinbild.core.jobs import FINAL
+from kleinbild.storage import tunings
 from kleinbild.storage.database import Database
 from kleinbild.storage.dialects import insert_into
-from kleinbild.storage.schema import deliveries, jobs, open_attempts, servers
+from kleinbild.storage.schema import deliveries, fine_tuning_jobs, jobs, open_attempts, servers
 
 ALONE = 0
 NUM_SLOTS = 64  # servers at once; the id of an event tells by its rest which of them kept it
@@ -62,6 +63,7 @@ class Left:
     jobs: tuple[str, ...] = ()
     attempts: tuple[str, ...] = ()
     deliveries: tuple[str, ...] = ()
+    tunings: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -179,6 +181,7 @@ async def handed_over(connection: AsyncConnection, before: int, by: int) -> Left
         await given(jobs, "id", jobs.c.status.not_in(FINAL)),
         await given(open_attempts, "attempt_id"),
         await given(deliveries, "id", unsent),
+        await given(fine_tuning_jobs, "id", fine_tuning_jobs.c.status.not_in(tunings.FINAL)),
     )
 
 

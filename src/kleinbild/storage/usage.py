@@ -14,7 +14,7 @@ from kleinbild.core.money import of_nanos
 from kleinbild.storage.attempts import PIXELS, QUERY, TERMINAL, Entry, entries
 from kleinbild.storage.schema import adjustments, attempt_states, attempts
 
-Grouping = Literal["key", "project", "model", "provider", "deployment", "day"]
+Grouping = Literal["key", "project", "model", "provider", "deployment", "adapters", "day"]
 GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
 PAGE = 500
 _COLUMNS = {
@@ -23,6 +23,7 @@ _COLUMNS = {
     "model": attempts.c.model,
     "provider": attempts.c.provider,
     "deployment": attempts.c.deployment,
+    "adapters": attempts.c.adapters,
     "day": attempts.c.day,
 }
 

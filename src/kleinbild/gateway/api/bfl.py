@@ -228,7 +228,7 @@ async def _order(
 ) -> Order:
     pictures = Pictures(tuple([await _take(services, caller, name, value) for name, value in wanted.pictures()]))
     ours = _ours(request, services, wanted)
-    order = order_for(request, services, caller, ours, pictures)
+    order = await order_for(request, services, caller, ours, pictures)
     told = fingerprint(
         request.url.path, order.work, wanted.webhook_url, wanted.webhook_secret, seed_drawn=wanted.seed is None
     )

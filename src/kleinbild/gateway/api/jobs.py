@@ -57,7 +57,7 @@ async def create(request: Request, caller: Making) -> Response:
     wanted = _read(await read_json(request))
     pictures = await _pictures(services, caller, wanted)
     await _require_webhook(services, caller, wanted.webhook)
-    order = order_for(
+    order = await order_for(
         request, services, caller, wanted.input, pictures, metadata=wanted.metadata, webhook=wanted.webhook
     )
     submission = await submit(services, order)

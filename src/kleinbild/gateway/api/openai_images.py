@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.datastructures import UploadFile
 
 from kleinbild.core.callers import Caller
+from kleinbild.core.deployments import Parameter
 from kleinbild.core.ids import new_id
 from kleinbild.core.jobs import Job, JobEvent, PictureRef
 from kleinbild.gateway import answers, spliced
@@ -26,6 +28,7 @@ from kleinbild.gateway.bodies import is_form, read_form, read_json
 from kleinbild.gateway.described import ImagesObject, documented
 from kleinbild.gateway.errors import ApiError, as_object, client_gone
 from kleinbild.gateway.events import LAST
+from kleinbild.gateway.flow.adapt import adapted
 from kleinbild.gateway.flow.authenticate import Making, require_model
 from kleinbild.gateway.flow.pictures import require_few, take_file, take_source, take_sources
 from kleinbild.gateway.flow.route import model_of, wish_of
@@ -97,7 +100,9 @@ async def read_form_as(kind: type[Wanted], request: Request, caller: Caller) -> 
                 files.append((name, value))
             elif name in FILE_FIELDS:
                 raise ApiError(400, f"{name!r} must be a file", code="invalid_value", param=name)
-            elif name.removesuffix("[]") in ("references", "adapters", "pins"):
+            elif name.removesuffix("[]") == "adapters":
+                values.setdefault("adapters", []).extend(_adapters(value))
+            elif name.removesuffix("[]") in ("references", "pins"):
                 values.setdefault(name.removesuffix("[]"), []).append(value)
             elif name in values:
                 raise ApiError(400, f"{name!r} was given twice; give it once", code="invalid_value", param=name)
@@ -122,10 +127,21 @@ async def read_form_as(kind: type[Wanted], request: Request, caller: Caller) -> 
     return wanted, Pictures(tuple(references), mask)
 
 
+def _adapters(text: str) -> list[Any]:
+    """Of a form: a name, or one adapter or several as JSON text."""
+    if not text.lstrip().startswith(("[", "{")):
+        return [text]
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ApiError(400, f"'adapters' is not JSON: {error}", code="invalid_value", param="adapters") from error
+    return found if isinstance(found, list) else [found]
+
+
 async def make(request: Request, caller: Caller, wanted: Wanted, pictures: Pictures) -> Response:
     """The answer with pictures, or its stream."""
     services = services_of(request)
-    order = replace(order_for(request, services, caller, wanted, pictures), waits=True)
+    order = replace(await order_for(request, services, caller, wanted, pictures), waits=True)
     with services.hub.listen(caller.project, order.job_id) as live:
         submission = await submit(services, order)
         job = submission.job
@@ -148,7 +164,7 @@ async def make(request: Request, caller: Caller, wanted: Wanted, pictures: Pictu
     return spliced.response(body, await headers(services, caller, submission))
 
 
-def order_for(
+async def order_for(
     request: Request,
     services: Services,
     caller: Caller,
@@ -160,12 +176,14 @@ def order_for(
 ) -> Order:
     if wanted.losses is None and not wanted.strict:
         wanted = wanted.model_copy(update={"losses": services.settings.routing.losses})
+    asked, wanted = wanted.model, await adapted(services, caller, wanted)
     model, about_model = model_of(services.fleet, wanted)
-    require_model(caller, model)
+    require_model(caller, model, asked if wanted.model != asked else None)
     wish = wish_of(wanted, pictures)
     if (here := services.fleet.on_machine(model)) is not None:
         work, warnings = work_for(wanted, pictures, services.provider.capabilities(here.provider_model))
-        work, wish = replace(work, model=model), replace(wish, given={})  # what it loses has been told
+        kept: dict[Parameter, object] = {name: wish.given[name] for name in wish.given if name == "adapters"}
+        work, wish = replace(work, model=model), replace(wish, given=kept)  # what it loses has been told
     else:
         work, warnings = work_anywhere(wanted, pictures, model)
     about = {**({"user": wanted.user} if wanted.user else {}), **(metadata or {})}

@@ -52,6 +52,7 @@ class DecisionObject(BaseModel):
     object: str
     created_at: int
     model: str | None
+    adapters: str
     policy: str
     policy_source: str
     candidates: list[CandidateObject]
@@ -74,6 +75,7 @@ class AttemptObject(BaseModel):
     deployment: str
     provider: str
     provider_model: str
+    adapters: str
     state: str
     images: int
     reserved: str
@@ -98,7 +100,7 @@ class AttemptList(BaseModel):
 async def quote(request: Request, caller: Making) -> Response:
     """Where a request would go just now, what it would cost and how long it would take, without making anything."""
     services = services_of(request)
-    order = order_for(request, services, caller, *await read_edit_json(request, caller))
+    order = await order_for(request, services, caller, *await read_edit_json(request, caller))
     inputs = await load_inputs(services, order.work)
     routed = await route(services, caller, order.wish, order.work, inputs, new_id("job"))
     first = routed.decision.candidates[0]
@@ -143,6 +145,7 @@ def decision_object(decision: Decision) -> dict[str, Any]:
         "object": "decision",
         "created_at": int(decision.at),
         "model": decision.asked.model,
+        "adapters": str(decision.asked.parameters.get("adapters", "")),
         "policy": decision.policy.name,
         "policy_source": decision.policy_source,
         "candidates": [_candidate(each) for each in decision.candidates],
@@ -160,6 +163,7 @@ def attempt_object(entry: Entry) -> dict[str, Any]:
         "deployment": attempt.deployment,
         "provider": attempt.provider,
         "provider_model": attempt.provider_model,
+        "adapters": attempt.adapters,
         "state": entry.state,
         "images": attempt.count,
         "reserved": written(attempt.reserved),

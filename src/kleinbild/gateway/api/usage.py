@@ -41,6 +41,7 @@ class UsageRow(BaseModel):
     model: str | None = None
     provider: str | None = None
     deployment: str | None = None
+    adapters: str | None = None
     day: str | None = None
     requests: int
     attempts: int

@@ -34,7 +34,14 @@ if TYPE_CHECKING:
 
 MAX_ENDPOINTS = 16
 """Of one project."""
-EventType = Literal["job.completed", "job.failed", "job.cancelled"]
+EventType = Literal[
+    "job.completed",
+    "job.failed",
+    "job.cancelled",
+    "fine_tuning.job.succeeded",
+    "fine_tuning.job.failed",
+    "fine_tuning.job.cancelled",
+]
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
@@ -45,7 +52,7 @@ class WantedWebhook(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra=null_is_absent)
 
     url: Annotated[str, Field(max_length=4096)]
-    events: Annotated[tuple[EventType, ...] | None, Field(min_length=1, max_length=3)] = None
+    events: Annotated[tuple[EventType, ...] | None, Field(min_length=1, max_length=6)] = None
 
 
 class WebhookObject(BaseModel):

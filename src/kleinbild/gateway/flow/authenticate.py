@@ -167,9 +167,9 @@ def require_admin(caller: Caller, to: str) -> None:
         raise ApiError(403, f"Only an admin may {to}.", type="permission_error", code="role_not_allowed")
 
 
-def require_model(caller: Caller, model: str) -> None:
-    """Raises ApiError, 403."""
-    if caller.models is not None and model not in caller.models:
+def require_model(caller: Caller, model: str, asked: str | None = None) -> None:
+    """Raises ApiError, 403. Who may use a fine-tuned model may do so by the name that he `asked` for, too."""
+    if caller.models is not None and model not in caller.models and asked not in caller.models:
         raise ApiError(
             403,
             f"This key may not use the model {model!r}; it may use {', '.join(caller.models) or 'none'}.",

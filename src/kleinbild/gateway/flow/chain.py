@@ -235,6 +235,7 @@ class Chain:
             hedged=hedged,
             megapixels=measure.megapixels,
             created_at=time.time(),
+            adapters=", ".join(each.label for each in job.work.adapters),
         )
         budgets = await services.budgets.for_call(self._payers, job.project, job.work.model)
         within = None if self._terms.ceiling is None else (job.id, self._terms.ceiling)

@@ -30,7 +30,8 @@ from kleinbild.gateway.webhooks import (
     sign_for_bfl,
     unseal,
 )
-from kleinbild.storage import jobs, webhooks
+from kleinbild.storage import jobs, tunings, webhooks
+from kleinbild.storage.tunings import Tuning
 from kleinbild.storage.webhooks import BflWebhook, Delivery, Endpoint
 
 if TYPE_CHECKING:
@@ -51,6 +52,16 @@ async def record(connection: AsyncConnection, job: Job, now: float, server: int)
     delivery = Delivery(new_id("evt"), endpoint.id, job.id, type_, now, server=server)
     await webhooks.add_delivery(connection, delivery)
     return delivery
+
+
+async def record_tuning(connection: AsyncConnection, tuning: Tuning, now: float, server: int) -> list[Delivery]:
+    """The deliveries of a fine-tuning job's end to all of its project that want to be told."""
+    type_ = f"fine_tuning.job.{tuning.status}"
+    wanting = [each for each in await webhooks.of_project(connection, tuning.project) if each.wants(type_)]
+    told = [Delivery(new_id("evt"), each.id, tuning.id, type_, now, server=server) for each in wanting]
+    for delivery in told:
+        await webhooks.add_delivery(connection, delivery)
+    return told
 
 
 async def send(services: Services, delivery_id: str) -> bool:
@@ -79,11 +90,12 @@ async def _send(services: Services, delivery_id: str) -> bool:
             return True  # its webhook was deleted, or it was noted just before the server was killed
         endpoint = await webhooks.find(connection, delivery.webhook_id)
         job = await jobs.find(connection, delivery.job_id)
+        is_tuning = job is None and await tunings.find(connection, delivery.job_id) is not None
         as_bfl = await webhooks.find_bfl(connection, delivery.job_id)
-    if endpoint is None or endpoint.disabled_at is not None or job is None:
+    if endpoint is None or endpoint.disabled_at is not None or (job is None and not is_tuning):
         await give_up(services, delivery_id)
         return True
-    if as_bfl is None:
+    if job is None or as_bfl is None:
         attempt = await _attempt(services, delivery, endpoint, job)
     else:
         attempt = await _attempt_as_bfl(services, delivery, endpoint, job, as_bfl)
@@ -91,10 +103,12 @@ async def _send(services: Services, delivery_id: str) -> bool:
     return attempt.outcome != "retry"
 
 
-async def _attempt(services: Services, delivery: Delivery, endpoint: Endpoint, job: Job) -> Attempt:
+async def _attempt(services: Services, delivery: Delivery, endpoint: Endpoint, job: Job | None) -> Attempt:
+    """Of a fine-tuning job, which is no `job`, OpenAI tells the id alone, and so is it here."""
     now = time.time()
     receiver = receiver_of(endpoint, _key(services), now)
-    event = WebhookEvent(delivery.id, delivery.type, delivery.created_at, job.id, _data(services, job))
+    data = {"id": delivery.job_id} if job is None else _data(services, job)
+    event = WebhookEvent(delivery.id, delivery.type, delivery.created_at, delivery.job_id, data)
     return await deliver_once(receiver, event, client=services.fetcher, now=now)
 
 

@@ -142,6 +142,7 @@ async def _asked(services: Services, caller: Caller, wish: Wish, work: ImageWork
         size=work.size,
         prompt_chars=len(work.prompt),
         parameters=wish.given,
+        required=frozenset({"adapters"}) if work.adapters else frozenset(),
         losses=wish.losses,
         policy=policy,
         policy_source=source,
@@ -262,7 +263,7 @@ def _given(wanted: Wanted, pictures: Pictures) -> dict[Parameter, object]:
     if wanted.moderation != "auto":
         found["moderation"] = wanted.moderation
     if wanted.adapters:
-        found["adapters"] = len(wanted.adapters)
+        found["adapters"] = ", ".join(map(str, wanted.adapters))
     if wanted.seed is not None:
         found["seed"] = wanted.seed
     if wanted.steps is not None:

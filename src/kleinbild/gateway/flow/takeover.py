@@ -93,6 +93,7 @@ async def _take_up(services: Services, left: Left) -> None:
         for job_id in left.jobs:
             if (job := await jobs.find(connection, job_id)) is not None:
                 services.admission.resume(job.caller, job_id, job.work.n)
+    services.tunings.wake()
     await durable.take_up(services, left)
     await services.attempts.recover(left.attempts, lambda job_id: _work_of(services, job_id))
 
