@@ -8,9 +8,11 @@ import typer
 
 import kleinbild
 from kleinbild.cli import examples
+from kleinbild.cli.adapters import adapters
 from kleinbild.cli.budgets import budgets
 from kleinbild.cli.catalog import catalog
 from kleinbild.cli.config import config
+from kleinbild.cli.distill import distill
 from kleinbild.cli.doctor import doctor
 from kleinbild.cli.info import info
 from kleinbild.cli.keys import keys
@@ -22,6 +24,7 @@ from kleinbild.cli.plan import plan
 from kleinbild.cli.route import route
 from kleinbild.cli.serve import serve
 from kleinbild.cli.terminal import result
+from kleinbild.cli.train import train
 from kleinbild.cli.usage import usage
 from kleinbild.cli.verbs import with_verb
 
@@ -64,11 +67,8 @@ def root(
 ) -> None:
     """FLUX.2 [klein] on your own machine: pictures from words and from pictures.
 
-    A line that starts with no command is a prompt:
-
     \b
-      kleinbild "a fox on a mint background"
-
+    A line without a command is a prompt: kleinbild "a fox on a mint background"
     Results (paths, or JSON with --json) go to stdout, all else to stderr.
     """
 
@@ -78,6 +78,7 @@ app.command(epilog=examples.block(examples.EDIT))(edit)
 app.command()(info)
 app.add_typer(models, name="models")
 app.command()(pull)
+app.add_typer(adapters, name="adapters")
 app.command()(serve)
 app.add_typer(keys, name="keys")
 app.command()(budgets)
@@ -86,9 +87,11 @@ app.add_typer(ledger, name="ledger")
 app.add_typer(route, name="route")
 app.add_typer(config, name="config")
 app.add_typer(catalog, name="catalog")
+app.command()(distill)
 app.command()(doctor)
 app.command()(plan)
 app.add_typer(nano, name="nano")
+app.add_typer(train, name="train")
 
 
 def invoke(arguments: list[str]) -> int:

@@ -15,7 +15,7 @@ from kleinbild.client.calls import Call
 from kleinbild.core.errors import RequestError
 
 FORMATS = ("table", "csv", "focus", "json")
-GROUPINGS = ("key", "project", "model", "provider", "deployment", "day")
+GROUPINGS = ("key", "project", "model", "provider", "deployment", "adapters", "day")
 SUMS = ("requests", "attempts", "images", "megapixels", "cost", "corrections", "reserved")
 
 
@@ -53,7 +53,7 @@ def usage(
             "--group-by",
             metavar="NAMES",
             parser=read_groups,
-            help="One or more of key, project, model, provider, deployment and day, with commas between. "
+            help="One or more of key, project, model, provider, deployment, adapters and day, with commas between. "
             "Default: one sum.",
         ),
     ] = None,

@@ -14,6 +14,7 @@ from PIL import Image
 from kleinbild.client import errors, flows
 from kleinbild.client.events import Completed, Failed, Preview, Queued, Started, Step
 from kleinbild.client.sync import Client
+from kleinbild.core.adapters import AdapterUse
 from kleinbild.core.errors import CancelledError, DeadlineError, PictureError, RequestError
 from kleinbild.engine.picture import read_record
 from tests.unit.client.contract import Contract, Fault, contract, error
@@ -51,6 +52,14 @@ def test_only_what_was_said_is_sent(client: Any, server: Contract) -> None:
         },
         "metadata": {"a": "b"},
     }
+
+
+def test_adapters_go_by_name_and_with_their_strengths(client: Any, server: Contract) -> None:
+    client.run("a fox", adapters=["crayon", AdapterUse("fuchur", 0.5)])
+    (call,) = server.called("POST /v1/jobs")
+    assert call.json["input"]["adapters"] == [{"name": "crayon"}, {"name": "fuchur", "scale": 0.5}]
+    with pytest.raises(RequestError, match="5 is not a strength"):
+        client.run("a fox", adapters=[AdapterUse("fuchur", 5)])
 
 
 def test_pictures_to_start_from_arrive_as_they_are(client: Any, server: Contract, tmp_path: Path) -> None:
