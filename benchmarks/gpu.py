@@ -429,7 +429,7 @@ def work(spec: TransformerSpec, segment: Segment, batch: int, *, caching: bool, 
     linear -= 2 * segment.num_text * (hidden + spec.mlp_size) * hidden  # rows of the last product that nothing reads
     attention = num_blocks * 4 * pairs * hidden
     edges = 2 * hidden * (2 * stream * spec.in_channels + segment.num_text * spec.context_size)
-    vectors = batch + (1 if caching and first else 0)  # one more for the references' time
+    vectors = batch * (2 if caching and first else 1)  # another one for the references' time
     times_and_modulation = 2 * hidden * (spec.time_channels + 18 * hidden) * vectors
     return batch * linear, batch * (attention + edges) + times_and_modulation
 
