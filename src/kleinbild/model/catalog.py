@@ -82,6 +82,11 @@ def find(name: str) -> Entry:
     )
 
 
+def find_variant(family: str | None, variant: Variant) -> Entry | None:
+    """The known model of a family that is of this kind; None for a family of somebody's own, or where there is none."""
+    return next((entry for entry in ENTRIES if entry.family == family and entry.variant == variant), None)
+
+
 def models_folder() -> Path:
     """Where Kleinbild keeps models: `$KLEINBILD_HOME/models`, by default `~/.kleinbild/models`."""
     return home() / "models"

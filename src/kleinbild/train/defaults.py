@@ -124,8 +124,8 @@ def refuse_distilled(model: str, trainee: Trainee) -> None:
     """Raises RequestError for a model whose few steps this loss would undo."""
     if not trainee.settings.distilled:
         return
-    base = next((e.name for e in catalog.entries() if e.family == trainee.family and e.variant == "base"), None)
-    instead = f"train on {base} (model={base})" if base else "train on its base model"
+    base = catalog.find_variant(trainee.family, "base")
+    instead = f"train on {base.name} (model={base.name})" if base else "train on its base model"
     raise RequestError(
         f"{model} is distilled to {trainee.settings.default_steps} steps: training it with the plain loss undoes that, "
         "and its pictures turn grey",

@@ -122,7 +122,7 @@ def trained_from(transformer: Flux2Transformer, recipe: Recipe) -> Trained:
         trained = Trained(transformer, (), parameters)
     else:
         layers = target_layers(transformer, recipe.targets or ("blocks",))
-        parts = tuple(part for name, layer in layers.items() for part in _parts(name, _shape(layer), recipe))
+        parts = tuple(part for name, layer in layers.items() for part in _parts(name, layer_shape(layer), recipe))
         parameters = {}
         for part in parts:
             parameters |= _initial(part, layers[part.module], recipe)
@@ -169,23 +169,27 @@ def _entry(part: Part, tensors: Mapping[str, Tensor]) -> Entry:
 
 
 def _parts(module: str, shape: tuple[int, int], recipe: Recipe) -> list[Part]:
-    """A layer's entries: q, k and v apart where they are one projection."""
+    """A layer's entries."""
     num_out, num_in = shape
-    pieces: list[tuple[str, tuple[int, int] | None]] = [(module, None)]
-    if module.endswith(".qkv"):
-        third = num_out // 3
-        pieces = [(f"{module}.{each}", (i * third, (i + 1) * third)) for i, each in enumerate("qkv")]
     parts = []
-    for name, rows in pieces:
+    for name, rows in pieces(module, num_out):
         num_rows = num_out if rows is None else rows[1] - rows[0]
         whole = recipe.method == "lokr" and not _is_divided(num_rows, num_in, recipe.rank)
         parts.append(Part(name, module, rows, recipe.method, 1.0 if whole else recipe.alpha / recipe.rank))
     return parts
 
 
+def pieces(module: str, num_out: int) -> list[tuple[str, tuple[int, int] | None]]:
+    """Names and rows of a layer's entries: q, k and v apart where they are one projection, else all rows (None)."""
+    if not module.endswith(".qkv"):
+        return [(module, None)]
+    third = num_out // 3
+    return [(f"{module}.{each}", (i * third, (i + 1) * third)) for i, each in enumerate("qkv")]
+
+
 def _initial(part: Part, layer: nn.Module, recipe: Recipe) -> dict[str, nn.Parameter]:
     """A part's parameters before the first step, at which it changes nothing."""
-    (num_out, num_in), device = _shape(layer), _device(layer)
+    (num_out, num_in), device = layer_shape(layer), _device(layer)
     num_rows = num_out if part.rows is None else part.rows[1] - part.rows[0]
     generator = torch.Generator().manual_seed(Random(f"{recipe.seed}-{part.name}").getrandbits(60))
     tensors: dict[str, Tensor]
@@ -193,11 +197,11 @@ def _initial(part: Part, layer: nn.Module, recipe: Recipe) -> dict[str, nn.Param
         (p, s), (q, t) = factors(num_rows), factors(num_in)
         tensors = {"w1": torch.zeros(p, q)}
         if _is_divided(num_rows, num_in, recipe.rank):
-            tensors |= {"w2_a": _uniform(s, recipe.rank, generator), "w2_b": _uniform(recipe.rank, t, generator)}
+            tensors |= {"w2_a": uniform(s, recipe.rank, generator), "w2_b": uniform(recipe.rank, t, generator)}
         else:
-            tensors["w2"] = _uniform(s, t, generator)
+            tensors["w2"] = uniform(s, t, generator)
     else:
-        tensors = {"a": _uniform(recipe.rank, num_in, generator), "b": torch.zeros(num_rows, recipe.rank)}
+        tensors = {"a": uniform(recipe.rank, num_in, generator), "b": torch.zeros(num_rows, recipe.rank)}
     if part.method == "dora":
         weight_OI = layer.get_parameter("weight").detach()[slice(*(part.rows or (0, num_out)))]
         tensors["magnitude"] = weight_OI.float().norm(dim=1)
@@ -215,7 +219,7 @@ def _is_divided(num_rows: int, num_in: int, rank: int) -> bool:
     return rank < max(factors(num_rows)[1], factors(num_in)[1]) / 2
 
 
-def _uniform(num_out: int, num_in: int, generator: torch.Generator) -> Tensor:
+def uniform(num_out: int, num_in: int, generator: torch.Generator) -> Tensor:
     """Kaiming's, with the gain that PEFT has: evenly within ±1/√inputs."""
     spread: Tensor = torch.rand(num_out, num_in, generator=generator) * 2 - 1
     return spread.div_(math.sqrt(num_in))
@@ -230,7 +234,7 @@ def _base_parameters(transformer: Flux2Transformer, targets: Sequence[str]) -> d
     return parameters
 
 
-def _shape(layer: nn.Module) -> tuple[int, int]:
+def layer_shape(layer: nn.Module) -> tuple[int, int]:
     """(outputs, inputs), of quantised layers too."""
     return int(layer.out_features), int(layer.in_features)  # type: ignore[arg-type]  # linear layers have them
 

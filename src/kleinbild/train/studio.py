@@ -129,8 +129,7 @@ def open_studio(base: Model) -> Studio:
 
 def distilled_of(base: Model) -> catalog.Entry | None:
     """What an adapter trained on `base` is served on. None for a family of somebody's own."""
-    own = family(base.spec.transformer)
-    return next((e for e in catalog.entries() if e.family == own and e.variant == "distilled"), None)
+    return catalog.find_variant(family(base.spec.transformer), "distilled")
 
 
 @contextmanager

@@ -275,11 +275,10 @@ async def _models(services: Services, caller: Caller, asked: str) -> tuple[str, 
         there_are = ", ".join(served) if services.settings.fine_tuning.runs else "none"
         raise _not_available(f"Model {asked} is not available for fine-tuning here; there are {there_are or 'none'}.")
     require_model(caller, model)
-    own_family = family_of(services, served[model])
-    entries = [each for each in catalog.entries() if each.family == own_family]
-    base = next((each.name for each in entries if each.variant == "base"), None)
-    if base is None:
+    entry = catalog.find_variant(family_of(services, served[model]), "base")
+    if entry is None:
         raise _not_available(f"{model} is of no family whose base model is known; train it with kleinbild train.")
+    base = entry.name
     try:
         await asyncio.to_thread(locate_parts, base)
     except ModelError as error:

@@ -6,7 +6,6 @@ Shape suffixes: R rank, I input features, O output features.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from torch import Tensor, nn
 from kleinbild.model.adapters.adapter import Adapter, Entry, LowRank
 from kleinbild.model.adapters.applied import Live, Use, bind
 from kleinbild.model.adapters.magnitude import merged
-from kleinbild.model.spec import TransformerSpec
 from kleinbild.model.transformer import Flux2Transformer
 from kleinbild.train.distill.field import Field
 from kleinbild.train.distill.recipe import Recipe
+from kleinbild.train.networks import layer_shape, pieces, target_layers, uniform
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +89,7 @@ def whole(teacher: Field, betas: tuple[float, float] = (0.9, 0.999)) -> Trained:
 def lightning(teacher: Field, rank: int, seed: int, betas: tuple[float, float] = (0.9, 0.999)) -> Trained:
     """A low-rank adapter in all linear layers of the teacher's blocks, beside the teacher's own adapters; at first it changes nothing."""
     transformer = teacher.transformer
-    adapter = low_rank(transformer.spec, rank, seed, transformer.img_in.weight.device)
+    adapter = low_rank(transformer, rank, seed)
     use = Use(bind(adapter, transformer))
     parameters = [tensor for entry in adapter.entries for tensor in entry.change.tensors]
     assert all(isinstance(tensor, nn.Parameter) for tensor in parameters)
@@ -105,31 +104,19 @@ def _trained(
     return Trained(field, parameters, optimizer, [parameter.detach().clone() for parameter in parameters], adapter)
 
 
-def low_rank(spec: TransformerSpec, rank: int, seed: int, device: torch.device) -> Adapter:
+def low_rank(transformer: Flux2Transformer, rank: int, seed: int) -> Adapter:
     """Entries for the blocks' linear layers; queries, keys and values have one each, as other programs want them."""
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator, device = torch.Generator("cpu").manual_seed(seed), transformer.img_in.weight.device
     entries = []
-    for module, num_in, num_out, rows in _layers(spec):
-        width = min(rank, num_in, num_out)
-        a_RI = (torch.rand((width, num_in), generator=generator) * 2 - 1) / math.sqrt(num_in)
-        change = LowRank(nn.Parameter(a_RI.to(device)), nn.Parameter(torch.zeros(num_out, width, device=device)))
-        entries.append(Entry(module, change, rows=rows))
+    for module, layer in target_layers(transformer, ("blocks",)).items():
+        num_out, num_in = layer_shape(layer)
+        for _, rows in pieces(module, num_out):
+            num_rows = num_out if rows is None else rows[1] - rows[0]
+            width = min(rank, num_in, num_rows)
+            a_RI = uniform(width, num_in, generator).to(device)
+            change = LowRank(nn.Parameter(a_RI), nn.Parameter(torch.zeros(num_rows, width, device=device)))
+            entries.append(Entry(module, change, rows=rows))
     return Adapter(tuple(entries))
-
-
-def _layers(spec: TransformerSpec) -> Iterator[tuple[str, int, int, tuple[int, int] | None]]:
-    """Module, inputs, outputs and, of a part of the outputs, its rows."""
-    width, mlp = spec.hidden_size, spec.mlp_size
-    for i in range(spec.num_double_blocks):
-        for stream in ("img", "txt"):
-            at = f"double_blocks.{i}.{stream}"
-            yield from ((f"{at}_attn.qkv", width, width, (k * width, (k + 1) * width)) for k in range(3))
-            yield f"{at}_attn.proj", width, width, None
-            yield f"{at}_mlp.0", width, 2 * mlp, None
-            yield f"{at}_mlp.2", mlp, width, None
-    for i in range(spec.num_single_blocks):
-        yield f"single_blocks.{i}.linear1", width, 3 * width + 2 * mlp, None
-        yield f"single_blocks.{i}.linear2", width + mlp, width, None
 
 
 @torch.no_grad()
