@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +24,14 @@ from kleinbild.core.errors import (
     UnknownModelError,
     WorkerError,
 )
-from kleinbild.core.messages import Done, Encoding, Stepped, Terms
+from kleinbild.core.messages import Done, Encoding, Stepped, Submit, Terms, ToWorker
 from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size
 from kleinbild.engine import cost
 from kleinbild.engine.picture import read_record
 from kleinbild.engine.remote import MAX_STARTS, RemoteEngine, Stream
+from kleinbild.engine.runtime import Engine
+from kleinbild.engine.worker import Worker
 from kleinbild.model.packing import Segment
 from kleinbild.nano.specs import NANO
 
@@ -47,6 +52,14 @@ def until(stream: Stream, kind: type) -> None:
         pass
 
 
+def is_held_as(file: bytes, other: bytes) -> bool:
+    """Whether no more holds `file` than `other`, now or within a few seconds."""
+    deadline = time.monotonic() + 5.0
+    while sys.getrefcount(file) > sys.getrefcount(other) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return sys.getrefcount(file) == sys.getrefcount(other)
+
+
 def test_a_picture_comes_with_its_story(remote: RemoteEngine) -> None:
     ready = remote.wait_ready(PATIENCE)
     stream = remote.submit(SHORT, Terms(preview_every=1))
@@ -62,6 +75,28 @@ def test_a_picture_comes_with_its_story(remote: RemoteEngine) -> None:
     here = kleinbild.generate("a cat on mint", seed=2)
     assert done.file == here.to_bytes("png")
     assert read_record(done.file) == here.record
+
+
+def test_the_files_of_what_is_done_are_held_no_longer(remote: RemoteEngine) -> None:
+    """Nothing comes after them that would take their place: with 20 MB in each, that is what a quiet server would keep."""
+    reference, fresh = kleinbild.generate("a cat on mint", seed=2).to_bytes("png"), os.urandom(8)
+    made = remote.submit(PictureRequest("make the background blue", references=(reference,))).result(PATIENCE).file
+    assert is_held_as(reference, fresh)
+    assert is_held_as(made, fresh)
+
+
+def test_a_worker_that_waits_holds_no_files() -> None:
+    inbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
+    worker = Worker(Engine("nano"), io.BytesIO(), None)
+    serving = threading.Thread(target=worker.serve, args=(inbox,))
+    serving.start()
+    try:
+        reference, fresh = os.urandom(8), os.urandom(8)
+        inbox.put(Submit("0", PictureRequest("a cat on red", references=(reference,))))
+        assert is_held_as(reference, fresh)
+    finally:
+        inbox.put(None)
+        serving.join()
 
 
 def test_errors_cross_the_border_as_themselves(remote: RemoteEngine) -> None:

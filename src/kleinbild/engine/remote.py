@@ -199,6 +199,7 @@ class RemoteEngine:
                 self._refuse(error_of(message.kind, message.message, message.hint))
             else:
                 self._pass_on(message)
+            del message  # and the picture in it
         self._ended(process)
 
     def _pass_on(self, event: Event) -> None:
@@ -255,6 +256,7 @@ def _write(process: subprocess.Popen[bytes], outbox: queue.SimpleQueue[ToWorker 
         while (message := outbox.get()) is not None:
             pickle.dump(message, pipe)
             pipe.flush()
+            del message  # and the pictures in it, which would stay for as long as nothing else is sent
 
 
 def _messages(stream: IO[bytes]) -> Iterator[Ready | Event]:

@@ -63,6 +63,7 @@ class Worker:
             if message is None:
                 return
             self.take(message)
+            del message  # and the pictures in it, which would stay until the next one
 
     def log(self) -> None:
         """What came out otherwise than asked for, as it comes to be known."""
