@@ -152,7 +152,7 @@ class Judge:
     def _sweep(self, step: int, adapter: Path) -> tuple[Trial, ...]:
         """An adapter that is trained is not lost because it could not be measured."""
         exam = self.exam
-        if not self.strengths or not exam.swept:
+        if not self.recipe.sweep or not exam.swept:
             return ()
         write_card(self.folder, card_of(self.origin, Outcome(step, ()), adapter))
         try:

@@ -95,6 +95,9 @@ class Recipe:
     checkpoint_minutes: Annotated[float, Range(0, 10_000)] = 5.0  # the state to resume from is kept so often, too
     preview_prompts: tuple[str, ...] = ()
     early_stop: bool = True
+    sweep: bool = (
+        True  # at the end: pictures at several strengths, to recommend the best; without, nothing is recommended
+    )
 
 
 class Sizing(TypedDict, total=False):

@@ -16,7 +16,7 @@ from tests.unit.train.made import pictures
 
 SMALL = [
     part
-    for value in ("steps=2", "batch_size=1", "rank=2", "preview_every=0", "validate_every=0")
+    for value in ("steps=2", "batch_size=1", "rank=2", "preview_every=0", "validate_every=0", "sweep=false")
     for part in ("--set", value)
 ]
 

@@ -107,8 +107,8 @@ def test_a_run_is_looked_at_finished_and_served_by_its_name(tmp_path: Path, monk
 
 
 def test_looking_changes_no_weight(tmp_path: Path) -> None:
-    watched, alone = run_folder(tmp_path / "watched", preview_every=2), run_folder(tmp_path / "alone")
-    assert work(watched, partial(judge_of, strengths=())) == 0
+    watched, alone = run_folder(tmp_path / "watched", preview_every=2, sweep=False), run_folder(tmp_path / "alone")
+    assert work(watched, judge_of) == 0
     assert work(alone) == 0
     one, other = (load_file(folder / "adapter.safetensors") for folder in (watched, alone))
     assert one.keys() == other.keys()
@@ -118,12 +118,12 @@ def test_looking_changes_no_weight(tmp_path: Path) -> None:
 def test_a_run_whose_loss_rises_is_stopped_and_its_best_weights_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = run_folder(tmp_path / "run", steps=20, validate_every=1, preview_every=0)
+    folder = run_folder(tmp_path / "run", steps=20, validate_every=1, preview_every=0, sweep=False)
     losses = iter((0.9, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6))
     bests: list[str] = []
 
     def watched(run, model) -> Judge:  # type: ignore[no-untyped-def]
-        judge = judge_of(run, model, strengths=())
+        judge = judge_of(run, model)
         measured = judge.validation.losses
 
         def losing(*arguments):  # type: ignore[no-untyped-def]
@@ -141,16 +141,17 @@ def test_a_run_whose_loss_rises_is_stopped_and_its_best_weights_are_kept(
     assert card is not None
     assert card.report["weights_of_step"] == 2
     assert card.sha256 == bests[2] != bests[1]
+    assert (card.report["sweep"], card.strengths) == ([], {})  # this was left out, too
     assert "Stopped early" in (folder / "report.html").read_text("utf-8")
 
 
 def test_a_run_that_learns_by_heart_is_stopped(tmp_path: Path) -> None:
     """Whatever it is asked for, the model makes the second of its training pictures."""
-    folder = run_folder(tmp_path / "run", steps=8, preview_every=2)
+    folder = run_folder(tmp_path / "run", steps=8, preview_every=2, sweep=False)
     learnt = Image.open(folder.with_name("run-data") / "teal.png").convert("RGB")
 
     def watched(run, model) -> Judge:  # type: ignore[no-untyped-def]
-        judge = judge_of(run, model, strengths=())
+        judge = judge_of(run, model)
         other = Image.new("RGB", (128, 128), "black")
         judge.studio.pictures = lambda _kind, asks, _file, strength=1.0: [learnt if strength else other] * len(asks)  # type: ignore[method-assign]
         return judge
@@ -163,10 +164,9 @@ def test_a_run_that_learns_by_heart_is_stopped(tmp_path: Path) -> None:
 
 
 def test_early_stopping_can_be_left_out(tmp_path: Path) -> None:
-    folder = run_folder(
-        tmp_path / "run", steps=8, validate_every=1, preview_every=0, early_stop=False, learning_rate=0.5
-    )
-    assert work(folder, partial(judge_of, strengths=())) == 0
+    unwatched = {"preview_every": 0, "sweep": False, "early_stop": False}
+    folder = run_folder(tmp_path / "run", steps=8, validate_every=1, learning_rate=0.5, **unwatched)
+    assert work(folder, judge_of) == 0
     assert events(folder)[-1].step == 8  # type: ignore[union-attr]
 
 

@@ -30,6 +30,7 @@ def smoke_run(recipe: Recipe, num_steps: int) -> Smoke:
         preview_every=0,
         checkpoint_every=0,
         early_stop=False,
+        sweep=False,
     )
     with tempfile.TemporaryDirectory(prefix="kleinbild-smoke-") as folder:
         write(short, Path(folder) / FILE)
