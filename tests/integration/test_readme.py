@@ -17,7 +17,7 @@ from tests.integration.command import environment
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 # What other tests do, or needs what is not here.
-ELSEWHERE = ("make", "pip", "kleinbild serve", "kleinbild pull", "kleinbild models check FILE")
+ELSEWHERE = ("make", "pip", "kleinbild serve", "kleinbild pull", "kleinbild models check FILE", "kleinbild doctor")
 
 
 def blocks(language: str) -> list[str]:

@@ -36,6 +36,7 @@ CROP, CROP_BATCH, WHOLE_BATCH = 64, 32, 10
 KL_WEIGHT = 4e-4
 WARMUP_STEPS = 40
 DECAY_SHARE = 0.5
+NUM_MEASURED = 512  # scenes that the statistics are of
 
 
 def initialize(model: Autoencoder) -> None:
@@ -111,11 +112,11 @@ def psnr(model: Autoencoder, x_BCHW: Tensor) -> float:
 
 
 @torch.no_grad()
-def measure_statistics(model: Autoencoder, seed: int, count: int = 512) -> None:
-    """Stores mean and variance of every packed latent channel in `bn`, over `count` fresh scenes."""
+def measure_statistics(model: Autoencoder, seed: int) -> None:
+    """Stores mean and variance of every packed latent channel in `bn`, over fresh scenes."""
     generator = np.random.default_rng((seed, 1))
     device = next(model.parameters()).device
-    batches = [random_scenes(generator, 32, SIDE).to(device) for _ in range(count // 32)]
+    batches = [random_scenes(generator, 32, SIDE).to(device) for _ in range(NUM_MEASURED // 32)]
     latents = torch.cat([F.pixel_unshuffle(model.encoder(b).chunk(2, dim=1)[0], 2) for b in batches])
     model.bn.get_buffer("running_mean").copy_(latents.mean(dim=(0, 2, 3)))
     model.bn.get_buffer("running_var").copy_(latents.var(dim=(0, 2, 3)))
