@@ -41,7 +41,7 @@ def told(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return keys
 
 
-def test_a_key_is_alone_on_stdout_and_shown_this_once(home: Path) -> None:
+def test_a_key_is_alone_on_stdout_and_shown_this_once(home: Path, told: Callable[..., str]) -> None:
     made = kleinbild("keys", "create", "--name", "laptop", cwd=home, KLEINBILD_HOME=str(home))
     assert made.code == 0
     key = made.stdout.decode().removesuffix("\n")
@@ -56,10 +56,9 @@ def test_a_key_is_alone_on_stdout_and_shown_this_once(home: Path) -> None:
         ["show", key[:11], "--json"],
         ["audit", "--json"],
     ):
-        shown = kleinbild("keys", *command, cwd=home, KLEINBILD_HOME=str(home))
-        assert shown.code == 0
-        assert key[:11] in shown.stdout.decode()
-        assert key[11:] not in shown.stdout.decode()
+        shown = told(*command)
+        assert key[:11] in shown
+        assert key[11:] not in shown
     assert all(key.encode() not in file.read_bytes() for file in (home / "server").iterdir())
 
 

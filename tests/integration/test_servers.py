@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import threading
 import time
@@ -170,8 +171,10 @@ def following(shop: Shop, path: str) -> Iterator[list[tuple[str, str, float]]]:
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
         yield told
-        answer.close()
-    reader.join(PATIENCE_S)
+        answer.extensions["network_stream"].get_extra_info("socket").shutdown(
+            socket.SHUT_RDWR
+        )  # closed, it would be read on
+        reader.join(PATIENCE_S)
 
 
 def kinds(told: list[tuple[str, str, float]]) -> list[str]:

@@ -40,8 +40,9 @@ LONG = PictureRequest("a fox on red", seed=1, steps=200)
 SHORT = PictureRequest("a cat on mint", seed=2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def remote() -> Iterator[RemoteEngine]:
+    """One for all tests that neither kill it nor ask for another."""
     with RemoteEngine("nano") as engine:
         yield engine
 
