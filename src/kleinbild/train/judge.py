@@ -35,7 +35,7 @@ from kleinbild.train.preview import save_sheet, sheet
 from kleinbild.train.recipe import Recipe
 from kleinbild.train.results import checkpoint_path, result_path, write_result
 from kleinbild.train.studio import Studio, open_studio
-from kleinbild.train.sweep import STRENGTHS, Trial, recommended
+from kleinbild.train.sweep import Trial, recommended
 from kleinbild.train.validate import Validation, hold_out
 from kleinbild.train.watch import Limits, Shown, measure, reason_to_stop
 
@@ -61,7 +61,6 @@ class Judge:
     events: list[TrainingEvent] = field(default_factory=list)
     curves: Curves = field(default_factory=Curves)
     limits: Limits = field(default_factory=Limits)
-    strengths: Sequence[float] = STRENGTHS
     stopped: str | None = None
     _plain: list[Image.Image] = field(default_factory=list)
 
@@ -156,13 +155,13 @@ class Judge:
             return ()
         write_card(self.folder, card_of(self.origin, Outcome(step, ()), adapter))
         try:
-            return sweep_strengths(self.studio, adapter, exam.swept, exam.taught, exam.neutral, self.strengths)
+            return sweep_strengths(self.studio, adapter, exam.swept, exam.taught, exam.neutral)
         except KleinbildError as error:
             self.tell(Warned(f"the best strength was not measured: {error.message}", step))
             return ()
 
 
-def judge_of(run: Run, model: Model, held_out: Sequence[Encoded] = (), strengths: Sequence[float] = STRENGTHS) -> Judge:
+def judge_of(run: Run, model: Model, held_out: Sequence[Encoded] = ()) -> Judge:
     """The judge of a run, listening from now on. `held_out` are samples that are not trained on, if there are any.
 
     The adapter is written once and its prompts are read, so that what cannot work does not fail at the first preview.
@@ -192,7 +191,6 @@ def judge_of(run: Run, model: Model, held_out: Sequence[Encoded] = (), strengths
         tell=run.tell,
         events=read_events(run.folder),
         curves=Curves(TensorBoard(run.folder / "tensorboard")),
-        strengths=strengths,
     )
     if not run.trained.is_full:
         with tempfile.TemporaryDirectory(prefix="kleinbild-") as place:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +23,7 @@ from kleinbild.nano.scenes.render import render
 from kleinbild.nano.scenes.tasks import scene
 from kleinbild.train import exam
 from kleinbild.train.judge import Judge, judge_of
+from kleinbild.train.sweep import STRENGTHS
 from kleinbild.train.worker import work
 
 T = TypeVar("T")
@@ -63,9 +63,9 @@ def of(kind: type[T], told: Sequence[TrainingEvent]) -> list[T]:
 
 
 def test_a_run_is_looked_at_finished_and_served_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exam, "MOST_SWEPT_STEPS", 2)
+    monkeypatch.setattr(exam, "MOST_SWEPT_STEPS", 1)
     folder = run_folder(tmp_path / "run")
-    assert work(folder, partial(judge_of, strengths=(1.2,))) == 0
+    assert work(folder, judge_of) == 0
     told = events(folder)
     assert [check.step for check in of(Validated, told)] == [2, 4]
     assert list(of(Validated, told)[0].by_time) == ["0.1", "0.3", "0.5", "0.7", "0.9", "0.97"]
@@ -85,7 +85,7 @@ def test_a_run_is_looked_at_finished_and_served_by_its_name(tmp_path: Path, monk
     assert card.report["config"]["rank"] == 2
     assert card.report["data"]["num_examples"] == 2
     assert card.report["metrics"]["validation_loss"] == of(Validated, told)[-1].loss
-    assert len(card.report["sweep"]) == 2 * 2
+    assert len(card.report["sweep"]) == 2 * (1 + len(STRENGTHS))
     assert set(card.report["versions"]) == {"kleinbild", "torch", "python"}
     with safe_open(found.path, "pt") as file:
         header = file.metadata()
