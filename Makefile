@@ -19,10 +19,12 @@ help:  ## list the commands
 demo: $(VENV)/.all  ## pictures from three prompts, an edit and a composition, into out/
 	$(BIN)/python examples/demo.py
 
-# Two at a time, and then alone those that measure time or want all cores; a failure of the first ends it.
+# Two at a time, and then alone those that measure time or want all cores; a failure of the first ends it. Of the second
+# only the files with such tests are read. Hundreds of processes are started: compiled once, the package is theirs at once.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.dev  ## all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not alone'
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m alone $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
 
 check: $(VENV)/.dev  ## format, lint, types, layers
 	$(BIN)/ruff format --check .

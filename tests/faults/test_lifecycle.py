@@ -16,7 +16,6 @@ import pytest
 
 from tests.server import START_S, log_of, ready, serving, start
 
-pytestmark = pytest.mark.alone
 PROMPT = "a fox on a mint background"
 
 
