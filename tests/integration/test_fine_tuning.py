@@ -343,6 +343,7 @@ def test_the_real_trainer_makes_a_model_that_makes_pictures(tmp_path: Path) -> N
         done = until(client, job.id, lambda job: job.status in ENDED, LONG_S)
         assert done.status == "succeeded", messages(client, job.id)
         assert done.fine_tuned_model is not None
+        assert done.trained_tokens == 40 * (64 + 28)  # of each step's one sample: the picture's and the text's
         asked = {"prompt": "a fox on a mint background", "size": "64x64", "extra_body": {"seed": 3}}
         tuned = client.images.generate(model=done.fine_tuned_model, **asked).data
         usual = client.images.generate(model="nano", **asked).data

@@ -77,7 +77,10 @@ class Paused:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Trained, measured and registered under `adapter`; `path` is the file in the run's folder."""
+    """Trained, measured and registered under `adapter`; `path` is the file in the run's folder.
+
+    A run's `metrics` have its "tokens": how many it was trained on.
+    """
 
     step: int
     adapter: str

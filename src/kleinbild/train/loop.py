@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from kleinbild.model.adapters.registry import digest
 from kleinbild.train.data.cache import Encoded
 from kleinbild.train.data.examples import Example
 from kleinbild.train.networks import Network, Trained
-from kleinbild.train.objective import draw, loss_of
+from kleinbild.train.objective import draw, loss_of, num_tokens_of
 from kleinbild.train.optimizers import Optimizers, average, optimizers_of, rate_factor
 from kleinbild.train.order import Order, order_of
 from kleinbild.train.processes import Processes
@@ -109,7 +109,7 @@ def take_step(run: Run, network: nn.Module, optimizers: Optimizers, order: Order
     """One step of the weights; gives the mean loss of its samples. Raises EngineError before NaN reaches the weights."""
     recipe, trained, processes = run.recipe, run.trained, run.processes
     spec, first = trained.transformer.spec, trained.step * recipe.batch_size * recipe.accumulation
-    total = 0.0
+    total, num_tokens = 0.0, 0
     for i in range(recipe.accumulation):
         start = first + i * recipe.batch_size
         numbers = processes.share(range(start, start + recipe.batch_size))
@@ -117,9 +117,10 @@ def take_step(run: Run, network: nn.Module, optimizers: Optimizers, order: Order
         loss = loss_of(network, samples, spec, processes.device) / recipe.accumulation
         loss.backward()
         total += loss.item()
+        num_tokens += num_tokens_of(samples)
     gradients = [parameter.grad for parameter in trained.parameters.values() if parameter.grad is not None]
     processes.average(gradients)
-    (total,) = processes.mean(total)
+    total, tokens_a_process = processes.mean(total, num_tokens)
     norm = nn.utils.get_total_norm(gradients)
     if not (math.isfinite(total) and math.isfinite(float(norm))):
         raise _not_finite(run, f"the loss is {total:g}, the gradient's norm {float(norm):g}")
@@ -128,6 +129,7 @@ def take_step(run: Run, network: nn.Module, optimizers: Optimizers, order: Order
     optimizers.step(rate_factor(recipe, trained.step))
     optimizers.clear()
     trained.step += 1
+    trained.num_tokens += round(tokens_a_process * processes.count)
     average(trained.average, trained.parameters, recipe.ema, trained.step)
     return total
 
@@ -176,7 +178,8 @@ def _finish(run: Run) -> None:
     path = result_path(run.folder, run.trained)
     write_result(path, run.trained, run.metadata)
     said = run.judge.finish(run.trained) if run.judge else None
-    run.tell(said or Finished(run.trained.step, run.recipe.name, path.name, digest(path)))
+    finished = said or Finished(run.trained.step, run.recipe.name, path.name, digest(path))
+    run.tell(replace(finished, metrics={**finished.metrics, "tokens": run.trained.num_tokens}))
 
 
 def _is_due(step: int, interval: int) -> bool:

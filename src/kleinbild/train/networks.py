@@ -55,7 +55,7 @@ class Part:
 class Trained:
     """Everything that a step changes but the optimizers' moments. `average` is the weights' moving one, if kept.
 
-    `step` counts the steps done.
+    `step` counts the steps done, `num_tokens` the tokens that they saw (`objective.num_tokens_of`), of all processes.
     """
 
     transformer: Flux2Transformer
@@ -63,6 +63,7 @@ class Trained:
     parameters: dict[str, nn.Parameter]
     average: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
+    num_tokens: int = 0
 
     @property
     def is_full(self) -> bool:

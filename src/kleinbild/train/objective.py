@@ -65,6 +65,12 @@ def draw(encoded: Encoded, empty_LX: Tensor, recipe: Recipe, number: int) -> Sam
     )
 
 
+def num_tokens_of(samples: Sequence[Sample]) -> int:
+    """The tokens that are trained on, in all counts of them: every row that the network is given, of each sample its
+    picture's, those of the references that were not dropped, and its text's, padding included."""
+    return sum(sample.segment.num_rows for sample in samples)
+
+
 def loss_of(velocity: Velocity, samples: Sequence[Sample], spec: TransformerSpec, device: torch.device) -> Tensor:
     """The mean over `samples` of their weighted errors, a scalar."""
     samples = sorted(samples, key=lambda each: each.segment.shape)  # equal ones side by side are one run of attention

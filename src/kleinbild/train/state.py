@@ -56,6 +56,7 @@ def keep(folder: Path, identity: Identity, trained: Trained, optimizers: Optimiz
     """Writes the state in the place of the last one. Raises OutputError; the last one is whole then."""
     state = {
         "step": trained.step,
+        "tokens": trained.num_tokens,
         "weights": {name: parameter.detach() for name, parameter in trained.parameters.items()},
         "average": trained.average,
         "optimizers": optimizers.state(),
@@ -83,7 +84,7 @@ def take_up(folder: Path, identity: Identity, trained: Trained, optimizers: Opti
         for name, tensor in trained.average.items():
             tensor.copy_(state["average"][name])
     optimizers.restore(state["optimizers"])
-    trained.step = int(state["step"])
+    trained.step, trained.num_tokens = int(state["step"]), int(state["tokens"])
     return True
 
 

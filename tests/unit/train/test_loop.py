@@ -108,6 +108,17 @@ def test_a_run_that_is_paused_goes_on_to_the_same_bits(tmp_path: Path, data: Pat
     assert_same(trained_in(parts), whole)
 
 
+def test_tokens_are_those_of_pictures_references_and_texts_over_all_starts(tmp_path: Path) -> None:
+    edits = pictures(tmp_path / "edits", num=2, num_references=1)
+    folder = folder_for(tmp_path / "run", edits)
+    assert not train(prepared(folder, stop=worker.Stop(asked=True)))
+    told: list[TrainingEvent] = []
+    assert train(prepared(folder, told))
+    assert isinstance(told[-1], Finished)
+    picture, reference, text = 8 * 8, 8 * 8, 28
+    assert told[-1].metrics == {"tokens": 6 * 2 * (picture + reference + text)}
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, torch.Tensor]:
     return trained_in(folder_for(tmp_path_factory.mktemp("whole") / "run", data, steps=20))
@@ -255,7 +266,8 @@ def test_a_judge_stops_a_run_and_says_how_it_ended(tmp_path: Path, data: Path) -
     run = prepared(folder_for(tmp_path / "run", data), told)
     run.judge = Stopper()
     assert train(run)
-    assert told[-1] == Finished(3, "fox", "adapter.safetensors", "0" * 64, {"loss": 0.5})
+    tokens = 3 * 2 * (64 + 28)
+    assert told[-1] == Finished(3, "fox", "adapter.safetensors", "0" * 64, {"loss": 0.5, "tokens": tokens})
     assert "enough" in [getattr(event, "message", "") for event in told]
 
 

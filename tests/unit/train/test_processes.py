@@ -20,7 +20,7 @@ def test_two_processes_make_the_weights_of_one(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "KLEINBILD_HOME": str(tmp_path / "home")}
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
     launch += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m"]
-    made = []
+    made, ends = [], []
     for name, launcher in (("one", []), ("two", launch)):
         folder = tmp_path / name
         folder.mkdir()
@@ -30,6 +30,8 @@ def test_two_processes_make_the_weights_of_one(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count('"event": "started"') == 1  # the first process alone speaks
         made.append(load_file(folder / "adapter.safetensors"))
+        ends.append(json.loads(done.stdout.splitlines()[-1]))
     one, two = made
+    assert [end["metrics"]["tokens"] for end in ends] == [3 * 4 * 2 * (64 + 28)] * 2
     for key, tensor in one.items():
         assert float((tensor - two[key]).norm()) <= 1e-4 * float(tensor.norm()), key
