@@ -240,6 +240,7 @@ def test_what_the_trainer_says_is_wrong_is_the_jobs_error(client: openai.OpenAI,
         ({"extra_body": {"recipe": "styl"}}, "recipe", "style"),
         ({"extra_body": {"recipe": {"rank": "many"}}}, "recipe", "rank"),
         ({"extra_body": {"recipe": {"data": "/etc"}}}, "recipe.data", "field"),
+        ({"extra_body": {"recipe": {"regularization_data": "/etc"}}}, "recipe.regularization_data", "a folder reg"),
     ],
 )
 def test_what_is_wrong_is_refused_at_once(

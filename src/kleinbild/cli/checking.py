@@ -55,10 +55,7 @@ def check_command(
             "--set", metavar="KEY=VALUE", show_default=False, help="Change a setting of the recipe; repeatable."
         ),
     ] = None,
-    regularization: Annotated[
-        Path | None,
-        typer.Option("--reg", metavar="DIR", show_default=False, help="Pictures of what shall stay as it is."),
-    ] = None,
+    regularization: options.Regularization = None,
     smoke: Annotated[
         bool, typer.Option("--smoke/--no-smoke", help="Train 20 steps to measure the time; off by default.")
     ] = False,
@@ -85,7 +82,9 @@ def check_command(
     if price is not None and not smoke:
         raise RequestError("--price was given, but the time is not measured", "add --smoke")
     changes = [*(settings or ()), *([f"model={model}"] if model else ())]
-    values = with_settings(read(recipe) if recipe else {}, changes)
+    values = with_settings(read(recipe) if recipe else {}, changes) | options.recipe_paths(
+        regularization_data=regularization
+    )
     subject = subject_of(str(values.get("model", "nano-base")))
     with progress("looking at pictures") as bar:
         stages: list[str] = []
@@ -100,7 +99,6 @@ def check_command(
             data,
             values,
             subject,
-            regularization=regularization,
             smoke=smoke_run if smoke else None,
             price_an_hour=price,
             remembered=home() / "training" / "encoded" / "pictures.json",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -42,6 +43,11 @@ def span(name: str, text: str) -> int:
     if match is None:
         raise RequestError(f"{name} {text!r}: not a time", "write minutes, hours, days or weeks: 90m, 12h, 30d, 4w")
     return int(match[1]) * SECONDS[match[2]]
+
+
+def recipe_paths(**given: Path | None) -> dict[str, str]:
+    """What options say of a recipe's paths, wherever the recipe is read from."""
+    return {key: str(path.expanduser().absolute()) for key, path in given.items() if path is not None}
 
 
 def read_policy(text: str) -> str:
@@ -241,6 +247,10 @@ RunningServer = Annotated[
         metavar="URL",
         help="The server that is asked. Default: that of KLEINBILD_BASE_URL, else the one that runs on this machine.",
     ),
+]
+Regularization = Annotated[
+    Path | None,
+    typer.Option("--reg", metavar="DIR", show_default=False, help="Pictures of what shall stay as it is."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Results on stdout as JSON.")]
 Show = Annotated[bool, typer.Option("--show", help="Open each picture when it is done.")]

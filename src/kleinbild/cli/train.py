@@ -82,6 +82,7 @@ def run(
         Path | None,
         typer.Option("--data", metavar="DIR", show_default=False, help="Folder, zip, tar or table of your pictures."),
     ] = None,
+    regularization: options.Regularization = None,
     name: Annotated[
         str | None,
         typer.Option(metavar="NAME", show_default=False, help="The adapter's name. Default: RECIPE-DIR."),
@@ -112,9 +113,9 @@ def run(
     """
     from kleinbild.train.recipe import FILE, read, with_settings
 
-    given = {"data": None if data is None else str(data.expanduser().absolute()), "name": name, "model": model}
     values = with_settings(read(recipe), settings or ())
-    values.update({key: value for key, value in given.items() if value is not None})
+    values |= options.recipe_paths(data=data, regularization_data=regularization)
+    values |= {key: value for key, value in {"name": name, "model": model}.items() if value is not None}
     if not values.get("data"):
         raise RequestError("no pictures were given", "add --data DIR, a folder of pictures with captions beside them")
     values.setdefault("name", _default_name(recipe, Path(values["data"])))
@@ -146,19 +147,16 @@ def _default_name(recipe: str, data: Path) -> str:
 
 def _write_recipe(values: dict[str, Any], folder: Path) -> None:
     """The recipe as it is resolved, so that what cannot be trained is told before a process starts."""
-    from kleinbild.train.data.found import find_examples
-    from kleinbild.train.defaults import resolve, trainee_of
+    from kleinbild.train.data.given import resolved
+    from kleinbild.train.defaults import trainee_of
     from kleinbild.train.recipe import FILE, MODEL, write
 
-    trainee = trainee_of(str(values.get("model", MODEL)))
-    examples = find_examples(Path(values["data"])).examples
-    num_regularization = sum(example.regularization for example in examples)
-    resolved = resolve(values, trainee, len(examples) - num_regularization, num_regularization=num_regularization)
+    recipe, _ = resolved(values, trainee_of(str(values.get("model", MODEL))))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder} cannot be made: {error.strerror or error}", "choose another --out") from error
-    write(resolved, folder / FILE)
+    write(recipe, folder / FILE)
 
 
 def _events(folder: Path) -> Iterator[TrainingEvent]:

@@ -32,8 +32,13 @@ MAX_SUFFIX = 64
 MAX_EPOCHS, MAX_BATCH, MAX_MULTIPLIER = 10_000, 4096, 100
 MAX_SEED = 2**31 - 1
 NAMED_CHARS = 48  # of a suffix in an adapter's name
-OURS = ("name", "model", "data", "seed")
-"""Of a recipe, what the request says in fields of its own."""
+OURS = {
+    "model": "the request has a field for it",
+    "data": "the request has a field for it",
+    "seed": "the request has a field for it",
+    "regularization_data": "put the pictures into a folder reg of the training file",
+}
+"""What a request's recipe may not say, and what to do instead: no path on this machine, for one."""
 
 Auto = Literal["auto"]
 
@@ -132,9 +137,9 @@ def require_done_here(wanted: WantedTuning) -> None:
 def recipe_of(wanted: WantedTuning) -> dict[str, Any]:
     """The values that the run's recipe begins with. Raises ApiError in the trainer's words."""
     given: Mapping[str, Any] = {"name": wanted.recipe} if isinstance(wanted.recipe, str) else wanted.recipe or {}
-    for key in OURS[1:]:
+    for key, instead in OURS.items():
         if key in given:
-            message = f"{key} is not the recipe's to say here, the request has a field for it"
+            message = f"{key} is not the recipe's to say here; {instead}"
             raise ApiError(400, message, code="invalid_value", param=f"recipe.{key}")
     try:
         return {

@@ -51,6 +51,7 @@ class Recipe:
     name: str = ""  # the adapter's, when it is registered
     model: str = MODEL
     data: str = ""
+    regularization_data: str = ""  # pictures of what shall stay as it is; a folder `reg` in the data is found by itself
     trigger_words: tuple[str, ...] = ()
     licence: str = ""
     seed: Annotated[int, Range(0, 2**53)] = 0

@@ -29,8 +29,8 @@ from kleinbild.model.weights import Model, load_model
 from kleinbild.train.checkpointed import checkpoint_blocks
 from kleinbild.train.data.buckets import Framing
 from kleinbild.train.data.cache import prepare as encode
-from kleinbild.train.data.found import find_examples
-from kleinbild.train.defaults import resolve, trainee_of
+from kleinbild.train.data.given import resolved
+from kleinbild.train.defaults import trainee_of
 from kleinbild.train.frozen import quantize_base
 from kleinbild.train.loop import Judge, Run, train
 from kleinbild.train.networks import trained_from
@@ -99,9 +99,7 @@ def prepare(
     """Everything up to the first step: recipe, model, data. Raises KleinbildError for what cannot be trained so."""
     values = read(folder / FILE)
     trainee = trainee_of(str(values.get("model", MODEL)))
-    dataset = find_examples(Path(values.get("data", "")).expanduser())
-    learned = [example for example in dataset.examples if not example.regularization]
-    recipe = resolve(values, trainee, len(learned), num_regularization=len(dataset.examples) - len(learned))
+    recipe, dataset = resolved(values, trainee)
     check_share(processes, recipe.batch_size)
     if processes.is_first:
         write(recipe, folder / FILE)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from kleinbild.core.errors import RequestError
 from kleinbild.engine.prepare import size_range
 from kleinbild.engine.references import fitted
 from kleinbild.model.packing import Segment
@@ -25,10 +24,10 @@ from kleinbild.train.data.duplicates import duplicates
 from kleinbild.train.data.encoding import grid_of
 from kleinbild.train.data.faults import is_usable, picture_findings
 from kleinbild.train.data.findings import Finding, in_order
-from kleinbild.train.data.found import find_examples
+from kleinbild.train.data.given import resolved
 from kleinbild.train.data.needs import Memory, Tokens, cache_bytes, choices, memory, tokens_of
 from kleinbild.train.data.pictures import Seen, look
-from kleinbild.train.defaults import Trainee, resolve
+from kleinbild.train.defaults import Trainee
 from kleinbild.train.recipe import Recipe, Values
 
 SMOKE_STEPS = 20
@@ -90,21 +89,18 @@ def check(
     values: Values,
     subject: Subject,
     *,
-    regularization: Path | None = None,
     smoke: SmokeRun | None = None,
     price_an_hour: float | None = None,
     remembered: Path | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Raises RequestError where the data are in no known layout, or the recipe cannot be; all else is findings."""
+    """`values` are a recipe's, in which `data` takes the place of its own.
+
+    Raises RequestError where the data are in no known layout, or the recipe cannot be; all else is findings.
+    """
     told = progress or _untold
-    trigger_words = tuple(values.get("trigger_words", ()))
-    dataset = find_examples(data, root_caption=", ".join(trigger_words), regularization=regularization)
-    num_learned = sum(not example.regularization for example in dataset.examples)
-    if not num_learned:
-        raise RequestError(f"{data} holds pictures for regularization only", "add what is to be learned")
-    num_kept = len(dataset.examples) - num_learned
-    recipe = resolve({**values, "data": str(data)}, subject.trainee, num_learned, num_regularization=num_kept)
+    recipe, dataset = resolved({**values, "data": str(data)}, subject.trainee)
+    num_kept = sum(example.regularization for example in dataset.examples)
     framing = framing_of(recipe, subject.spec, subject.trainee)
     files = [file for example in dataset.examples for file in example.files]
     looked = look(files, memory=remembered, progress=lambda done, total: told("looking at pictures", done, total))
@@ -114,7 +110,7 @@ def check(
         *picture_findings(dataset.examples, looked, framing),
         *caption_findings(
             dataset.examples,
-            trigger_words=trigger_words,
+            trigger_words=recipe.trigger_words,
             count_tokens=subject.count_tokens,
             max_tokens=subject.spec.text_encoder.max_tokens,
         ),
@@ -124,7 +120,7 @@ def check(
     report = Report(
         layout=dataset.layout,
         notes=(*dataset.notes, *notes),
-        num_examples=num_learned,
+        num_examples=len(dataset.examples) - num_kept,
         num_regularization=num_kept,
         findings=in_order(findings),
         recipe=recipe,

@@ -30,13 +30,13 @@ def find_examples(
     """What can be learned from in `path`, in the order of names.
 
     `root_caption` is the caption of pictures that have none. `regularization` is a folder of pictures that show what
-    shall stay as it is; one called `reg` in `path` is found by itself. `confined`: tables may not name files outside of
+    shall stay as it is, with captions of their own; one called `reg` in `path` is found by itself. `confined`: tables may not name files outside of
     what was given, as is always so in archives. Raises RequestError (PictureError for masks without a picture) that says
     what was seen and what is known. Pictures are not opened.
     """
     dataset = _find(path.expanduser(), root_caption, confined)
     if regularization is not None:
-        others = _find(regularization.expanduser(), root_caption, confined)
+        others = _find(regularization.expanduser(), "", confined)
         kept = tuple(replace(example, regularization=True) for example in others.examples)
         dataset = Dataset((*dataset.examples, *kept), dataset.layout, (*dataset.notes, _about_regularization(kept)))
     return replace(dataset, examples=_with_own_names(dataset.examples))

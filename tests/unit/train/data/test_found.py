@@ -183,6 +183,9 @@ def test_regularization_from_another_folder(tmp_path: Path) -> None:
     dataset = find_examples(tmp_path / "d", regularization=tmp_path / "r")
     assert [each.regularization for each in dataset.examples] == [False, True]
     assert len({each.name for each in dataset.examples}) == 2
+    (tmp_path / "r" / "a.txt").unlink()
+    with pytest.raises(RequestError, match="nothing that says what the pictures show"):
+        find_examples(tmp_path / "d", root_caption="zwx", regularization=tmp_path / "r")
 
 
 def test_classes(tmp_path: Path) -> None:
