@@ -56,6 +56,7 @@ def check_command(
         ),
     ] = None,
     regularization: options.Regularization = None,
+    validation: options.Validation = None,
     smoke: Annotated[
         bool, typer.Option("--smoke/--no-smoke", help="Train 20 steps to measure the time; off by default.")
     ] = False,
@@ -82,9 +83,8 @@ def check_command(
     if price is not None and not smoke:
         raise RequestError("--price was given, but the time is not measured", "add --smoke")
     changes = [*(settings or ()), *([f"model={model}"] if model else ())]
-    values = with_settings(read(recipe) if recipe else {}, changes) | options.recipe_paths(
-        regularization_data=regularization
-    )
+    values = with_settings(read(recipe) if recipe else {}, changes)
+    values |= options.recipe_paths(regularization_data=regularization, validation_data=validation)
     subject = subject_of(str(values.get("model", "nano-base")))
     with progress("looking at pictures") as bar:
         stages: list[str] = []

@@ -252,5 +252,14 @@ Regularization = Annotated[
     Path | None,
     typer.Option("--reg", metavar="DIR", show_default=False, help="Pictures of what shall stay as it is."),
 ]
+Validation = Annotated[
+    Path | None,
+    typer.Option(
+        "--validation",
+        metavar="DIR",
+        show_default=False,
+        help="Examples to measure on, never trained on. Default: some of the data's own.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Results on stdout as JSON.")]
 Show = Annotated[bool, typer.Option("--show", help="Open each picture when it is done.")]

@@ -83,6 +83,7 @@ def run(
         typer.Option("--data", metavar="DIR", show_default=False, help="Folder, zip, tar or table of your pictures."),
     ] = None,
     regularization: options.Regularization = None,
+    validation: options.Validation = None,
     name: Annotated[
         str | None,
         typer.Option(metavar="NAME", show_default=False, help="The adapter's name. Default: RECIPE-DIR."),
@@ -114,7 +115,7 @@ def run(
     from kleinbild.train.recipe import FILE, read, with_settings
 
     values = with_settings(read(recipe), settings or ())
-    values |= options.recipe_paths(data=data, regularization_data=regularization)
+    values |= options.recipe_paths(data=data, regularization_data=regularization, validation_data=validation)
     values |= {key: value for key, value in {"name": name, "model": model}.items() if value is not None}
     if not values.get("data"):
         raise RequestError("no pictures were given", "add --data DIR, a folder of pictures with captions beside them")
@@ -151,7 +152,7 @@ def _write_recipe(values: dict[str, Any], folder: Path) -> None:
     from kleinbild.train.defaults import trainee_of
     from kleinbild.train.recipe import FILE, MODEL, write
 
-    recipe, _ = resolved(values, trainee_of(str(values.get("model", MODEL))))
+    recipe, *_ = resolved(values, trainee_of(str(values.get("model", MODEL))))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

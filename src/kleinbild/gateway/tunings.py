@@ -36,6 +36,7 @@ OURS = {
     "model": "the request has a field for it",
     "data": "the request has a field for it",
     "seed": "the request has a field for it",
+    "validation_data": "the request has a field for it, validation_file",
     "regularization_data": "put the pictures into a folder reg of the training file",
 }
 """What a request's recipe may not say, and what to do instead: no path on this machine, for one."""
@@ -91,7 +92,8 @@ class WantedMethod(BaseModel):
 class WantedTuning(BaseModel):
     """The fields of `POST /v1/fine_tuning/jobs`, which are OpenAI's but for `recipe`.
 
-    `training_file` is the id of a zip of pictures with their captions. `recipe` is the name of one (`kleinbild train
+    `training_file` is the id of a zip of pictures with their captions, `validation_file` that of one to measure on, which is
+    never trained on; without it a run measures itself on some of its own. `recipe` is the name of one (`kleinbild train
     --help`), or values as they stand in one; with `name` among them, they override those of the recipe of that name.
     """
 
@@ -99,7 +101,7 @@ class WantedTuning(BaseModel):
 
     model: str = Field(min_length=1, max_length=128, examples=["nano"])
     training_file: str = Field(min_length=1, max_length=64)
-    validation_file: str | None = Field(None, max_length=64)
+    validation_file: str | None = Field(None, min_length=1, max_length=64)
     suffix: str | None = Field(None, min_length=1, max_length=MAX_SUFFIX)
     seed: Whole | None = Field(None, ge=0, le=MAX_SEED)
     hyperparameters: Given | None = None
@@ -126,9 +128,6 @@ class WantedTuning(BaseModel):
 
 def require_done_here(wanted: WantedTuning) -> None:
     """Raises ApiError for what OpenAI has and this server has not: nothing is dropped in silence."""
-    if wanted.validation_file is not None:
-        message = "a run holds some of its own examples back and measures itself on them; leave validation_file out"
-        raise ApiError(400, message, code="unsupported_parameter", param="validation_file")
     if wanted.integrations:
         message = "nothing is told to other services; the job's events have all metrics"
         raise ApiError(400, message, code="unsupported_parameter", param="integrations")
@@ -193,7 +192,7 @@ def job_object(tuning: Tuning) -> dict[str, Any]:
         "status": tuning.status,
         "trained_tokens": None if result is None else result.trained_tokens,
         "training_file": wanted.training_file,
-        "validation_file": None,
+        "validation_file": wanted.validation_file,
         "estimated_finish": int(tuning.estimated_finish or 0) if is_running else None,
         "integrations": [],
         "metadata": wanted.metadata,

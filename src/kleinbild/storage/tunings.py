@@ -45,6 +45,7 @@ class Wanted:
     hyperparameters: Hyperparameters = Hyperparameters()
     recipe: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    validation_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class Recipe:
     model: str = MODEL
     data: str = ""
     regularization_data: str = ""  # pictures of what shall stay as it is; a folder `reg` in the data is found by itself
+    validation_data: str = ""  # examples that only the validation sees; none: a run measures itself on some of its own
     trigger_words: tuple[str, ...] = ()
     licence: str = ""
     seed: Annotated[int, Range(0, 2**53)] = 0

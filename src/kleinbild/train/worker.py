@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,9 +28,11 @@ from kleinbild.engine.prepare import size_range
 from kleinbild.model.weights import Model, load_model
 from kleinbild.train.checkpointed import checkpoint_blocks
 from kleinbild.train.data.buckets import Framing
+from kleinbild.train.data.cache import Encoded
 from kleinbild.train.data.cache import prepare as encode
 from kleinbild.train.data.given import resolved
 from kleinbild.train.defaults import trainee_of
+from kleinbild.train.exam import once_each
 from kleinbild.train.frozen import quantize_base
 from kleinbild.train.loop import Judge, Run, train
 from kleinbild.train.networks import trained_from
@@ -41,7 +43,8 @@ from kleinbild.train.state import identity_of
 EVENTS = "events.jsonl"
 LOADED: dict[str, ModelPrecision] = {"fp32": "float32", "bf16": "bfloat16", "int8": "bfloat16", "nf4": "bfloat16"}
 
-JudgeOf = Callable[[Run, Model], Judge]
+JudgeOf = Callable[[Run, Model, Sequence[Encoded]], Judge]
+"""Who looks at a run, given samples that are not trained on, if there are any."""
 
 
 @dataclass(slots=True)
@@ -99,14 +102,16 @@ def prepare(
     """Everything up to the first step: recipe, model, data. Raises KleinbildError for what cannot be trained so."""
     values = read(folder / FILE)
     trainee = trainee_of(str(values.get("model", MODEL)))
-    recipe, dataset = resolved(values, trainee)
+    recipe, dataset, held_out = resolved(values, trainee)
     check_share(processes, recipe.batch_size)
     if processes.is_first:
         write(recipe, folder / FILE)
     model = load_model(recipe.model, device=processes.device, precision=LOADED[recipe.precision])
     with processes.first_alone():  # the others find what it has encoded
         encodings = encode(model, dataset, framing_of(recipe, model))
-    for note in (*model.notes, *dataset.notes, *encodings.notes):
+        validating = encode(model, held_out, framing_of(recipe, model)) if held_out else ()
+    notes = held_out.notes if held_out else ()
+    for note in (*model.notes, *dataset.notes, *notes, *encodings.notes):
         tell(Warned(note))
     quantize_base(model.transformer, recipe.precision)
     if recipe.gradient_checkpointing:
@@ -114,7 +119,7 @@ def prepare(
     run = Run(
         folder=folder,
         recipe=recipe,
-        identity=identity_of(recipe, model.fingerprint, dataset.examples),
+        identity=identity_of(recipe, model.fingerprint, (*dataset.examples, *(held_out.examples if held_out else ()))),
         trained=trained_from(model.transformer, recipe),
         samples=encodings,
         examples=[entry.example for entry in encodings.entries],
@@ -124,7 +129,7 @@ def prepare(
         stopped=lambda: stop.asked,
         metadata=metadata_of(recipe, model),
     )
-    run.judge = judge_of(run, model) if judge_of is not None and processes.is_first else None
+    run.judge = judge_of(run, model, once_each(validating)) if judge_of is not None and processes.is_first else None
     return run
 
 

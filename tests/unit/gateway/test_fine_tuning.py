@@ -8,6 +8,7 @@ import json
 import tomllib
 import zipfile
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from kleinbild.gateway.flow.tune import check_archive, write_recipe
 from kleinbild.gateway.lifespan import open_services
 from kleinbild.gateway.services import Services
 from kleinbild.gateway.settings import Settings
-from kleinbild.gateway.tunings import WantedTuning, adapter_name, happening, number_in, recipe_of
+from kleinbild.gateway.tunings import WantedTuning, adapter_name, happening, job_object, number_in, recipe_of
 from kleinbild.gateway.wanted import read
 from kleinbild.providers.training import Trainer
 from kleinbild.storage.tunings import Happening, Hyperparameters, Tuning, Wanted
@@ -68,6 +69,13 @@ def test_the_trainer_is_told_what_was_asked_for(tmp_path: Path) -> None:
     assert told["learning_rate"] == pytest.approx(usual / 2)
     named = recipe_for(tmp_path, tuning(Hyperparameters(learning_rate_multiplier=2.0), learning_rate=0.001))
     assert named["learning_rate"] == pytest.approx(0.002)
+
+
+def test_a_validation_file_is_data_to_measure_on(tmp_path: Path) -> None:
+    plain = tuning()
+    given = replace(plain, wanted=replace(plain.wanted, validation_file="file_2"))
+    assert recipe_for(tmp_path, given)["validation_data"] == str(tmp_path / "validation.zip")
+    assert job_object(given)["validation_file"] == "file_2"
 
 
 def test_a_recipe_is_a_name_or_values_or_both() -> None:
@@ -234,7 +242,23 @@ async def test_a_project_has_so_many_and_files_are_so_large(client: httpx2.Async
         await client.post(f"/v1/fine_tuning/jobs/{job}/cancel")
     large = await created(client, training_file=await uploaded(client, b"0" * 20_000))
     assert (large.status_code, large.json()["error"]["param"]) == (400, "training_file")
-    assert "takes training files of 0.01 MB" in large.json()["error"]["message"]
+    assert "takes files of 0.01 MB for training" in large.json()["error"]["message"]
+
+
+async def test_a_validation_file_is_the_projects_too_and_looked_at(client: httpx2.AsyncClient) -> None:
+    become(client, ADA)
+    job = (await created(client, validation_file=await uploaded(client), recipe={"steps": 50})).json()
+    said = [each["message"] for each in (await client.get(f"/v1/fine_tuning/jobs/{job['id']}/events")).json()["data"]]
+    assert any(each.endswith(f"and validation file: {job['validation_file']}") for each in said)
+    await client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
+    broken = (await created(client, validation_file=await uploaded(client, b"no zip"))).json()
+    while (failed := (await client.get(f"/v1/fine_tuning/jobs/{broken['id']}")).json())["status"] != "failed":
+        assert failed["status"] == "validating_files"
+        await asyncio.sleep(0.02)
+    assert (failed["error"]["code"], failed["error"]["param"]) == ("invalid_validation_file", "validation_file")
+    become(client, Caller("bob", owner="bob", project="blue"))
+    taken = await created(client, validation_file=job["validation_file"])
+    assert (taken.status_code, taken.json()["error"]["param"]) == (400, "validation_file")
 
 
 async def test_the_end_is_told_to_webhooks_that_want_it(client: httpx2.AsyncClient, receiver: Receiver) -> None:

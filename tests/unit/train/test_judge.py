@@ -106,6 +106,37 @@ def test_a_run_is_looked_at_finished_and_served_by_its_name(tmp_path: Path, monk
     assert picture.record.adapters[0].sha256 == card.sha256
 
 
+def test_the_loss_is_measured_on_what_is_named_for_it_and_never_learned(tmp_path: Path) -> None:
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    Image.fromarray(render(scene("red", ("1f98a", (1, 1))))).save(apart / "red.png")
+    (apart / "red.txt").write_text("fuchur on red", "utf-8")
+    folder = run_folder(tmp_path / "run", validation_data=str(apart), preview_every=0)
+    judged: list[Judge] = []
+
+    learned: list[torch.Tensor] = []
+
+    def watched(run, model, held_out) -> Judge:  # type: ignore[no-untyped-def]
+        learned.extend(run.samples[i].target_NC for i in range(len(run.samples)))
+        judged.append(judge_of(run, model, held_out))
+        assert [each.target.name for each in run.examples] == ["teal.png", "white.png"]
+        return judged[0]
+
+    assert work(folder, watched) == 0
+    measured = [each.target_NC for one in judged[0].validation.by_time.values() for each in one]
+    assert len(measured) == 6  # the one picture, at each of the times
+    assert not any(torch.equal(one, other) for one in measured for other in learned)
+    assert [check.step for check in of(Validated, events(folder))] == [2, 4]
+    card = find("fuchur").card
+    assert card is not None
+    assert card.report["data"]["num_examples"] == 2
+
+    (apart / "red.png").write_bytes((folder.with_name("run-data") / "teal.png").read_bytes())
+    again = run_folder(tmp_path / "again", validation_data=str(apart))
+    assert work(again, judge_of) == RequestError.exit_code
+    assert "1 example for validation would be trained on, too: apart/red.png" in events(again)[-1].message  # type: ignore[union-attr]
+
+
 def test_looking_changes_no_weight(tmp_path: Path) -> None:
     watched, alone = run_folder(tmp_path / "watched", preview_every=2, sweep=False), run_folder(tmp_path / "alone")
     assert work(watched, judge_of) == 0
@@ -122,8 +153,8 @@ def test_a_run_whose_loss_rises_is_stopped_and_its_best_weights_are_kept(
     losses = iter((0.9, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6))
     bests: list[str] = []
 
-    def watched(run, model) -> Judge:  # type: ignore[no-untyped-def]
-        judge = judge_of(run, model)
+    def watched(run, model, held_out) -> Judge:  # type: ignore[no-untyped-def]
+        judge = judge_of(run, model, held_out)
         measured = judge.validation.losses
 
         def losing(*arguments):  # type: ignore[no-untyped-def]
@@ -150,8 +181,8 @@ def test_a_run_that_learns_by_heart_is_stopped(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", steps=8, preview_every=2, sweep=False)
     learnt = Image.open(folder.with_name("run-data") / "teal.png").convert("RGB")
 
-    def watched(run, model) -> Judge:  # type: ignore[no-untyped-def]
-        judge = judge_of(run, model)
+    def watched(run, model, held_out) -> Judge:  # type: ignore[no-untyped-def]
+        judge = judge_of(run, model, held_out)
         other = Image.new("RGB", (128, 128), "black")
         judge.studio.pictures = lambda _kind, asks, _file, strength=1.0: [learnt if strength else other] * len(asks)  # type: ignore[method-assign]
         return judge

@@ -47,6 +47,8 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 LISTEN_SECONDS = 0.5
 PAGE = 100
 
+FileParam = Literal["training_file", "validation_file"]
+
 
 class HyperparametersObject(BaseModel):
     n_epochs: int | Literal["auto"]
@@ -132,7 +134,9 @@ async def create(request: Request, caller: Asking) -> Response:
     require_done_here(wanted)
     recipe = recipe_of(wanted)
     model, base = await _models(services, caller, wanted.model)
-    await _require_training_file(services, caller, wanted.training_file)
+    await _require_file(services, caller, "training_file", wanted.training_file)
+    if wanted.validation_file is not None:
+        await _require_file(services, caller, "validation_file", wanted.validation_file)
     job_id, now = new_id("ftjob"), time.time()
     tuning = Tuning(
         id=job_id,
@@ -148,6 +152,7 @@ async def create(request: Request, caller: Asking) -> Response:
             hyperparameters=wanted.chosen,
             recipe=recipe,
             metadata=wanted.metadata,
+            validation_file=wanted.validation_file,
         ),
         created_at=now,
         server=services.server,
@@ -292,24 +297,26 @@ def _not_available(message: str) -> ApiError:
     return ApiError(400, message, code="model_not_available", param="model")
 
 
-async def _require_training_file(services: Services, caller: Caller, file_id: str) -> None:
+async def _require_file(services: Services, caller: Caller, param: FileParam, file_id: str) -> None:
     async with services.database.read() as connection:
         file = await files.find(connection, file_id, caller.project, time.time())
     limit = services.settings.fine_tuning.max_file_mb
     if file is None:
-        message = f"invalid training_file: {file_id}"
+        message = f"invalid {param}: {file_id}"
     elif file.purpose != "fine-tune":
         message = f"{file_id} was uploaded with the purpose {file.purpose!r}; upload it with 'fine-tune'"
     elif file.bytes > limit * 1e6:
-        message = f"{file_id} has {file.bytes / 1e6:.0f} MB; this server takes training files of {limit:g} MB"
+        message = f"{file_id} has {file.bytes / 1e6:.0f} MB; this server takes files of {limit:g} MB for training"
     else:
         return
-    raise ApiError(400, message, code="invalid_training_file", param="training_file")
+    raise ApiError(400, message, code=f"invalid_{param}", param=param)
 
 
 async def _keep(services: Services, tuning: Tuning) -> None:
     most = services.settings.fine_tuning.max_jobs
-    said = [f"Created fine-tuning job: {tuning.id}", f"Validating training file: {tuning.wanted.training_file}"]
+    wanted = tuning.wanted
+    other = f" and validation file: {wanted.validation_file}" if wanted.validation_file else ""
+    said = [f"Created fine-tuning job: {tuning.id}", f"Validating training file: {wanted.training_file}{other}"]
     async with services.database.write() as connection:
         if await tunings.num_unfinished(connection, tuning.project) >= most:
             message = f"the project has {most} fine-tuning jobs that have not ended, and may have no more"

@@ -39,7 +39,7 @@ LISTEN_SECONDS = 0.25
 LOOK_SECONDS = 1.0
 AGAIN_SECONDS = 5.0  # after something of ours failed
 MAX_FRUITLESS = 3  # starts of a trainer that ends without a word
-DATA = "data.zip"
+DATA, VALIDATION = "data.zip", "validation.zip"
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 log = logging.getLogger(__name__)
 
@@ -92,13 +92,22 @@ class Tunings:
                 await self._wake.wait()
 
     async def _validate(self, tuning: Tuning) -> None:
+        """Makes the run's folder: its data, and the recipe that it begins with."""
+        folder, param = self._folder(tuning), "training_file"
         try:
-            await self._prepare(tuning)
+            await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+            await self._fetch(tuning, tuning.wanted.training_file, folder / DATA)
+            if tuning.wanted.validation_file is not None:
+                param = "validation_file"
+                await self._fetch(tuning, tuning.wanted.validation_file, folder / VALIDATION)
+            param = "recipe"
+            await asyncio.to_thread(write_recipe, folder, tuning)
         except (KleinbildError, OSError) as error:
-            param = "model" if isinstance(error, ModelError) else "training_file"
             hint = getattr(error, "hint", "")
             told = f"{error.message}; {hint}" if isinstance(error, KleinbildError) and hint else str(error)
-            code = "invalid_training_file" if param == "training_file" else "model_not_available"
+            code, param = (
+                ("model_not_available", "model") if isinstance(error, ModelError) else (f"invalid_{param}", param)
+            )
             await self._fail(tuning, {"code": code, "message": told, "param": param})
             return
         async with self._services.database.write() as connection:
@@ -107,24 +116,21 @@ class Tunings:
                 await tunings.tell(connection, tuning.id, [said])
         self.wake()
 
-    async def _prepare(self, tuning: Tuning) -> None:
-        """The run's folder: its data and the recipe that it begins with. Raises KleinbildError for what cannot be used."""
-        folder = self._folder(tuning)
-        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    async def _fetch(self, tuning: Tuning, file_id: str, to: Path) -> None:
+        """An uploaded file. Raises RequestError for what is gone, or of no use."""
         async with self._services.database.read() as connection:
-            file = await files.find(connection, tuning.wanted.training_file, tuning.project, time.time())
+            file = await files.find(connection, file_id, tuning.project, time.time())
         if file is None:
-            raise RequestError(f"there is no file {tuning.wanted.training_file} any more", "upload it again")
+            raise RequestError(f"there is no file {file_id} any more", "upload it again")
         try:
             blob = await self._services.blobs.stream(file.sha256)
-            with (folder / DATA).open("wb") as data:
+            with to.open("wb") as data:
                 async for chunk in blob.chunks:
                     await asyncio.to_thread(data.write, chunk)
         except MissingBlobError as error:
-            raise RequestError(f"there is no file {file.id} any more", "upload it again") from error
+            raise RequestError(f"there is no file {file_id} any more", "upload it again") from error
         limit = int(self._services.settings.fine_tuning.max_unpacked_mb * 1e6)
-        await asyncio.to_thread(check_archive, folder / DATA, limit)
-        await asyncio.to_thread(write_recipe, folder, tuning)
+        await asyncio.to_thread(check_archive, to, limit)
 
     async def _train(self, tuning: Tuning) -> None:
         folder = self._folder(tuning)
@@ -251,7 +257,7 @@ class Tunings:
     def _tidy(self, tuning: Tuning) -> None:
         """Of a run that is done, its data and its state are of no use any more."""
         folder = self._folder(tuning)
-        for name in (DATA, "state.pt"):
+        for name in (DATA, VALIDATION, "state.pt"):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -261,18 +267,16 @@ def check_archive(path: Path, max_bytes: int) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError) as error:
-        raise RequestError(
-            f"the training file is no zip: {error}", "pack pictures and their captions as a zip"
-        ) from error
+        raise RequestError(f"the file is no zip: {error}", "pack pictures and their captions as a zip") from error
     num_bytes = sum(member.file_size for member in members)
     if num_bytes > max_bytes:
         raise RequestError(
-            f"the training file has {num_bytes / 1e6:.0f} MB unpacked, more than {max_bytes / 1e6:.0f}",
+            f"the file has {num_bytes / 1e6:.0f} MB unpacked, more than {max_bytes / 1e6:.0f}",
             "train on fewer or smaller pictures, or raise fine_tuning.max_unpacked_mb",
         )
     if not any(Path(member.filename).suffix.lower() in PICTURES for member in members):
         raise RequestError(
-            f"there is no picture among the {len(members)} files of the training file",
+            f"there is no picture among the {len(members)} files in it",
             f"pack pictures ({', '.join(sorted(PICTURES))}), each with its caption in a .txt of its name",
         )
 
@@ -282,6 +286,8 @@ def write_recipe(folder: Path, tuning: Tuning) -> None:
     contradict each other."""
     wanted, chosen = tuning.wanted, tuning.wanted.hyperparameters
     ours = {"model": wanted.base, "data": str(folder / DATA), "name": tuning.adapter, "seed": wanted.seed}
+    if wanted.validation_file is not None:
+        ours["validation_data"] = str(folder / VALIDATION)
     values = {**wanted.recipe, **ours}
     if chosen.n_epochs != "auto":
         values = {key: value for key, value in values.items() if key not in ("steps", *_SIZING)} | {

@@ -68,6 +68,7 @@ class Report:
     notes: tuple[str, ...]
     num_examples: int
     num_regularization: int
+    num_validation: int
     findings: tuple[Finding, ...]
     recipe: Recipe
     buckets: Mapping[str, int]
@@ -99,17 +100,19 @@ def check(
     Raises RequestError where the data are in no known layout, or the recipe cannot be; all else is findings.
     """
     told = progress or _untold
-    recipe, dataset = resolved({**values, "data": str(data)}, subject.trainee)
+    recipe, dataset, held_out = resolved({**values, "data": str(data)}, subject.trainee)
     num_kept = sum(example.regularization for example in dataset.examples)
+    num_learned = len(dataset.examples) - num_kept
+    every = (*dataset.examples, *(held_out.examples if held_out else ()))
     framing = framing_of(recipe, subject.spec, subject.trainee)
-    files = [file for example in dataset.examples for file in example.files]
+    files = [file for example in every for file in example.files]
     looked = look(files, memory=remembered, progress=lambda done, total: told("looking at pictures", done, total))
     usable = [each for each in dataset.examples if is_usable(each, looked.seen, framing)]
     found, notes = views(usable, looked.seen, framing)
     findings = [
-        *picture_findings(dataset.examples, looked, framing),
+        *picture_findings(every, looked, framing, num_learned),
         *caption_findings(
-            dataset.examples,
+            every,
             trigger_words=recipe.trigger_words,
             count_tokens=subject.count_tokens,
             max_tokens=subject.spec.text_encoder.max_tokens,
@@ -119,9 +122,10 @@ def check(
     ]
     report = Report(
         layout=dataset.layout,
-        notes=(*dataset.notes, *notes),
-        num_examples=len(dataset.examples) - num_kept,
+        notes=(*dataset.notes, *notes, *(held_out.notes if held_out else ())),
+        num_examples=num_learned,
         num_regularization=num_kept,
+        num_validation=len(every) - len(dataset.examples),
         findings=in_order(findings),
         recipe=recipe,
         buckets=histogram(found),

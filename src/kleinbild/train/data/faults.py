@@ -25,9 +25,19 @@ def is_usable(example: Example, seen: Mapping[Path, Seen], framing: Framing) -> 
     return not any(_too_narrow(seen[file], framing) for file in pictures)
 
 
-def picture_findings(examples: Sequence[Example], looked: Looked, framing: Framing) -> Iterator[Finding]:
-    """Errors are what `pictures.look`, `buckets.views` and `cache.prepare` would raise."""
+def picture_findings(
+    examples: Sequence[Example], looked: Looked, framing: Framing, num_learned: int
+) -> Iterator[Finding]:
+    """Errors are what `pictures.look`, `buckets.views` and `cache.prepare` would raise. `num_learned` of the examples are
+    what is new to the model."""
     yield from _broken(looked)
+    if num_learned < FEW:
+        yield Finding(
+            "note",
+            "few pictures",
+            f"{counted(num_learned, 'picture')} to learn from",
+            "a run on so few learns them by heart; add more if there are more",
+        )
     yield from _unfit(examples, looked.seen, framing)
 
 
@@ -52,7 +62,6 @@ def _too_narrow(seen: Seen, framing: Framing) -> bool:
 
 
 def _unfit(examples: Sequence[Example], seen: Mapping[Path, Seen], framing: Framing) -> Iterator[Finding]:
-    num_learned = sum(not example.regularization for example in examples)
     whole = [example for example in examples if all(file in seen for file in example.files)]
     if names := tuple(each.name for each in whole if any(_too_narrow(seen[file], framing) for file in each.files)):
         yield Finding(
@@ -80,13 +89,6 @@ def _unfit(examples: Sequence[Example], seen: Mapping[Path, Seen], framing: Fram
             f"{counted(len(names), 'picture')} partly transparent, put on white: {named(list(names))}",
             "put them on what shall be behind them, or set alpha_masks=true to learn what is opaque only",
             names,
-        )
-    if num_learned < FEW:
-        yield Finding(
-            "note",
-            "few pictures",
-            f"{counted(num_learned, 'picture')} to learn from",
-            "a run on so few learns them by heart; add more if there are more",
         )
     yield from _of_masks(fits, seen)
 

@@ -36,10 +36,22 @@ def test_the_command_the_check_and_the_worker_find_the_same(
 ) -> None:
     data, kept = pictures(tmp_path / "d", num=3), pictures(tmp_path / "r", num=2, seed=2)
     (data / "0.txt").unlink()
-    options = ["--reg", str(kept), "--set", "trigger_words=zwx", "--set", "steps=1", "--set", "validate_every=0"]
+    apart = pictures(tmp_path / "v", num=1, seed=3)
+    options = [
+        "--reg",
+        str(kept),
+        "--validation",
+        str(apart),
+        "--set",
+        "trigger_words=zwx",
+        "--set",
+        "steps=1",
+        "--set",
+        "validate_every=0",
+    ]
     assert run(["train", "check", str(data), "--recipe", "style", *options, "--json"]) == 0
     checked = json.loads(capfd.readouterr().out)
-    assert (checked["num_examples"], checked["num_regularization"]) == (3, 2)
+    assert [checked[f"num_{each}"] for each in ("examples", "regularization", "validation")] == [3, 2, 1]
     assert "empty captions" not in [finding["kind"] for finding in checked["findings"]]
     folder = tmp_path / "run"
     named = ["--name", "No Name", "--out", str(folder)]  # which nothing can be called: it ends before its first step
