@@ -178,7 +178,7 @@ def _finish(run: Run) -> None:
     path = result_path(run.folder, run.trained)
     write_result(path, run.trained, run.metadata)
     said = run.judge.finish(run.trained) if run.judge else None
-    finished = said or Finished(run.trained.step, run.recipe.name, path.name, digest(path))
+    finished = said or Finished(run.trained.step, run.recipe.name, str(path.relative_to(run.folder)), digest(path))
     run.tell(replace(finished, metrics={**finished.metrics, "tokens": run.trained.num_tokens}))
 
 

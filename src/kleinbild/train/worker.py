@@ -38,6 +38,7 @@ from kleinbild.train.loop import Judge, Run, train
 from kleinbild.train.networks import trained_from
 from kleinbild.train.processes import Processes, check_share, join_processes
 from kleinbild.train.recipe import FILE, MODEL, Recipe, read, write
+from kleinbild.train.results import prepare_model
 from kleinbild.train.state import identity_of
 
 EVENTS = "events.jsonl"
@@ -116,6 +117,8 @@ def prepare(
     quantize_base(model.transformer, recipe.precision)
     if recipe.gradient_checkpointing:
         checkpoint_blocks(model.transformer)
+    if recipe.method == "full" and processes.is_first:
+        prepare_model(folder, model, recipe.model)
     run = Run(
         folder=folder,
         recipe=recipe,

@@ -1,7 +1,9 @@
 """From a path to a model's parts: its three networks' files, its tokenizer and its settings.
 
 A path is a folder that holds everything, or one transformer file. What a lone file lacks is looked for beside it, then
-in a located model of the same family. Files are told apart by content; where two would do, nothing is guessed.
+in a located model of the same family; what a folder lacks, there too, if it has settings of ours: a model that was trained
+here shares text encoder and autoencoder with its family. Files are told apart by content; where two would do, nothing is
+guessed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from kleinbild.model import catalog
 from kleinbild.model.spec import ModelSpec, TransformerSpec
 from kleinbild.model.weights.components import Component, Kind, recognize
 from kleinbild.model.weights.headers import INDEX_SUFFIX, PICKLE_SUFFIXES, read_stored
-from kleinbild.model.weights.settings import Settings, Variant, official
+from kleinbild.model.weights.settings import SETTINGS_FILE, Settings, Variant, official
 from kleinbild.model.weights.specs import autoencoder_spec, family, text_encoder_spec, transformer_spec
 from kleinbild.model.weights.variants import MODEL_INDEX, file_settings, folder_settings, read_json, variant_by_name
 
@@ -72,7 +74,11 @@ def find_parts(path: Path, variant: Variant | None = None) -> Parts:
     if not path.exists():
         raise MissingWeightsError(f"there is no {path}", "name a weight file, a model folder or a known model")
     try:
-        return _from_folder(path, variant) if path.is_dir() else _complete(_from_file(path, variant), variant)
+        if not path.is_dir():
+            return _complete(_from_file(path, variant), file_settings(path), variant)
+        parts = _from_folder(path, variant)
+        is_ours = (path / SETTINGS_FILE).is_file() and "transformer" in parts.components
+        return _complete(parts, parts.settings, variant) if is_ours else parts
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}", "see who may read it") from error
 
@@ -133,14 +139,14 @@ def _from_file(path: Path, variant: Variant | None) -> Parts:
     return Parts(path, settings, components, _tokenizer(folder), (folder,))
 
 
-def _complete(parts: Parts, variant: Variant | None) -> Parts:
-    """Adds what a lone file lacks from a located model of its family, the same variant first."""
+def _complete(parts: Parts, own: Settings | None, variant: Variant | None) -> Parts:
+    """Adds what a lone transformer lacks from a located model of its family, the same variant first. `own`: its settings."""
     if not parts.missing:
         return parts
     spec = transformer_spec(parts.components["transformer"])
     wanted = variant or variant_by_name(parts.path) or "distilled"
-    own = [entry for entry in catalog.entries() if entry.family == family(spec)]
-    for entry in sorted(own, key=lambda entry: entry.variant != wanted):
+    relatives = [entry for entry in catalog.entries() if entry.family == family(spec)]
+    for entry in sorted(relatives, key=lambda entry: entry.variant != wanted):
         located = catalog.locate(entry)
         parts = replace(parts, looked_in=(*parts.looked_in, located or catalog.places(entry)[0]))
         if located is None or located == parts.path:
@@ -148,7 +154,7 @@ def _complete(parts: Parts, variant: Variant | None) -> Parts:
         theirs = _from_folder(located, entry.variant) if located.is_dir() else _from_file(located, entry.variant)
         if theirs.missing or not _fits_together(spec, theirs):
             continue
-        settings = file_settings(parts.path) or _adopted(theirs.settings, wanted)
+        settings = own or _adopted(theirs.settings, wanted)
         components = {**theirs.components, **parts.components}
         return replace(parts, settings=settings, components=components, tokenizer=parts.tokenizer or theirs.tokenizer)
     return parts

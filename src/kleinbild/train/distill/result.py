@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from kleinbild.core.adapters import Card
 from kleinbild.model.adapters import registry
 from kleinbild.model.adapters.write import write_adapter
 from kleinbild.model.weights import Model
 from kleinbild.model.weights.settings import SETTINGS_FILE, write_settings
-from kleinbild.model.weights.sources import find_parts, resolve
 from kleinbild.model.weights.specs import family
 from kleinbild.train.distill.loop import REPORT_FILE, Report, Run
 from kleinbild.train.distill.student import frozen
+from kleinbild.train.results import write_around, write_network
 
 ADAPTER_FILE = "adapter.safetensors"
 
@@ -64,9 +61,9 @@ def write(run: Run, report: Report, model: Model, source: str, adapters: tuple[s
 
 
 def _write_model(run: Run, model: Model, source: str, folder: Path) -> Path:
-    """The transformer in bfloat16 and its settings; of a model of one's own also the networks around it."""
+    """The transformer in bfloat16, its settings, and what is around it."""
     path = folder / f"{folder.resolve().name}.safetensors"
-    _save(run.student.field.transformer, path)
+    write_network(path, run.student.field.transformer, torch.bfloat16)
     settings = replace(
         model.settings,
         default_steps=run.recipe.num_steps,
@@ -75,39 +72,8 @@ def _write_model(run: Run, model: Model, source: str, folder: Path) -> Path:
         reference_caching=False,
     )
     write_settings(folder / SETTINGS_FILE, settings)
-    entry, place = resolve(source)
-    if entry is None:
-        _write_around(model, place, folder)
+    write_around(model, source, folder, torch.bfloat16)
     return path
-
-
-def _write_around(model: Model, place: Path, folder: Path) -> None:
-    """What lies with the teacher's file and not with a known model of its family goes along."""
-    parts = find_parts(place)
-    own = place if place.is_dir() else place.parent
-    networks: dict[str, nn.Module] = {"text_encoder": model.text_encoder, "autoencoder": model.autoencoder}
-    for kind, network in networks.items():
-        paths = next(component.stored.paths for name, component in parts.components.items() if name == kind)
-        if all(path.is_relative_to(own) for path in paths):
-            _save(network, folder / f"{kind}.safetensors")
-    if parts.tokenizer is not None and parts.tokenizer.is_relative_to(own):
-        to = folder / "tokenizer"
-        shutil.copytree(parts.tokenizer, to, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
-
-
-def _save(network: nn.Module, path: Path) -> None:
-    """A network's tensors in bfloat16, statistics as they are; under a temporary name first."""
-    tensors = {
-        name: _stored(name, tensor) for name, tensor in network.state_dict().items() if "num_batches" not in name
-    }
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.replace(path)
-
-
-def _stored(name: str, tensor: Tensor) -> Tensor:
-    keep = not tensor.is_floating_point() or name.startswith("bn.")
-    return (tensor if keep else tensor.to(torch.bfloat16)).detach().cpu().contiguous()
 
 
 def _card(name: str, sha256: str, path: Path, model: Model, run: Run, report: Report) -> Card:
