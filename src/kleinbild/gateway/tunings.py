@@ -141,12 +141,16 @@ def recipe_of(wanted: WantedTuning) -> dict[str, Any]:
             message = f"{key} is not the recipe's to say here; {instead}"
             raise ApiError(400, message, code="invalid_value", param=f"recipe.{key}")
     try:
-        return {
+        values = {
             **_named(given.get("name")),
             **recipes.checked({key: value for key, value in given.items() if key != "name"}),
         }
     except RequestError as error:
         raise ApiError(400, f"{error.message}; {error.hint}", code="invalid_value", param="recipe") from error
+    if values.get("method") == "full":
+        message = "method full gives a whole model, and this server serves adapters; use lora, lokr or dora, or kleinbild train"
+        raise ApiError(400, message, code="invalid_value", param="recipe.method")
+    return values
 
 
 def _named(name: object) -> dict[str, Any]:
