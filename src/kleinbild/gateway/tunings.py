@@ -37,6 +37,7 @@ OURS = {
     "data": "the request has a field for it",
     "seed": "the request has a field for it",
     "validation_data": "the request has a field for it, validation_file",
+    "wandb": "nothing is told to other services; the job's events have all metrics",
     "regularization_data": "put the pictures into a folder reg of the training file",
 }
 """What a request's recipe may not say, and what to do instead: no path on this machine, for one."""

@@ -5,13 +5,16 @@ What is drawn is what the run's events say. Nothing leaves this machine unless t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from kleinbild.core.errors import RequestError
 from kleinbild.core.training import Progressed, TrainingEvent, Validated
+from kleinbild.train.recipe import Recipe
 
 
 class Sink(Protocol):
@@ -40,7 +43,9 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the W&B project `project`: the curves and `config` are sent to the service. Raises RequestError without wandb."""
+    """A run of the W&B project `project`: the curves and `config` are sent to the service, or, with WANDB_MODE=offline, kept
+    in `folder` for `wandb sync`. A run that goes on in its folder goes on there. Raises RequestError without wandb.
+    """
 
     def __init__(self, project: str, folder: Path, config: Mapping[str, Any]) -> None:
         try:
@@ -48,15 +53,36 @@ class WeightsAndBiases:
         except ImportError as error:
             raise RequestError(
                 f"the recipe sends its curves to the W&B project {project!r}, but wandb is not installed",
-                "pip install wandb, or leave wandb out: the curves are in tensorboard/ and report.html, too",
+                "pip install 'kleinbild[wandb]', or leave wandb out: the curves are in tensorboard/ and report.html, too",
             ) from error
-        self._run = wandb.init(project=project, dir=str(folder), config=dict(config), id=folder.name, resume="allow")
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]  # two folders may have the same name
+        try:
+            self._run = wandb.init(
+                project=project,
+                dir=str(folder),
+                config=dict(config),
+                name=folder.name,
+                id=f"{folder.name}-{place}",
+                resume="allow",
+                settings=wandb.Settings(console="off", silent=True),  # stdout is for events
+            )
+        except wandb.Error as error:
+            raise RequestError(
+                f"W&B does not take the run for the project {project!r}: {error}",
+                "wandb login; or set WANDB_MODE=offline, which keeps the curves here; or leave wandb out",
+            ) from error
 
     def add(self, points: Mapping[str, float], step: int) -> None:
         self._run.log(dict(points), step=step)
 
     def close(self) -> None:
         self._run.finish()
+
+
+def sinks_of(recipe: Recipe, folder: Path) -> list[Sink]:
+    """TensorBoard's files in the run's folder, and the project that the recipe names. Raises RequestError without wandb."""
+    files: list[Sink] = [TensorBoard(folder / "tensorboard")]
+    return [*files, WeightsAndBiases(recipe.wandb, folder, asdict(recipe))] if recipe.wandb else files
 
 
 class Curves:

@@ -24,7 +24,7 @@ from kleinbild.model.adapters.registry import check_name, write_card
 from kleinbild.model.weights import Model
 from kleinbild.train.card import Origin, Outcome, card_of, header, origin_of
 from kleinbild.train.checkpoint import replace_whole
-from kleinbild.train.curves import Curves, TensorBoard
+from kleinbild.train.curves import Curves, sinks_of
 from kleinbild.train.data.cache import Encoded
 from kleinbild.train.exam import Exam, exam_of, once_each
 from kleinbild.train.finish import finish, sweep_strengths
@@ -190,7 +190,7 @@ def judge_of(run: Run, model: Model, held_out: Sequence[Encoded] = ()) -> Judge:
         validation=Validation(validating, recipe.seed),
         tell=run.tell,
         events=read_events(run.folder),
-        curves=Curves(TensorBoard(run.folder / "tensorboard")),
+        curves=Curves(*sinks_of(recipe, run.folder)),
     )
     if not run.trained.is_full:
         with tempfile.TemporaryDirectory(prefix="kleinbild-") as place:

@@ -96,6 +96,7 @@ class Recipe:
     checkpoint_every: Annotated[int, Range(0, 1_000_000)]
     checkpoint_minutes: Annotated[float, Range(0, 10_000)] = 5.0  # the state to resume from is kept so often, too
     preview_prompts: tuple[str, ...] = ()
+    wandb: str = ""  # a project of Weights & Biases that the curves and this recipe are sent to
     early_stop: bool = True
     sweep: bool = (
         True  # at the end: pictures at several strengths, to recommend the best; without, nothing is recommended

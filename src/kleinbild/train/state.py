@@ -23,7 +23,7 @@ from kleinbild.train.recipe import Recipe, differences
 STATE = "state.pt"
 FREE = (  # what may change between two starts: where the data lie, how often is looked, what the result is called
     "about", "name", "data", "regularization_data", "validation_data", "licence", "trigger_words", "progress_every",
-    "validate_every", "preview_every", "checkpoint_every", "checkpoint_minutes", "preview_prompts", "early_stop", "sweep",
+    "validate_every", "preview_every", "checkpoint_every", "checkpoint_minutes", "preview_prompts", "wandb", "early_stop", "sweep",
 )  # fmt: skip
 MOST_NAMED = 3
 

@@ -9,7 +9,8 @@ import pytest
 
 from kleinbild.core.errors import RequestError
 from kleinbild.core.training import Paused, Progressed, Validated
-from kleinbild.train.curves import Curves, TensorBoard, WeightsAndBiases
+from kleinbild.train.curves import Curves, TensorBoard, WeightsAndBiases, sinks_of
+from tests.unit.train.made import recipe
 
 
 def test_tensorboard_reads_what_was_told(tmp_path: Path) -> None:
@@ -38,4 +39,27 @@ def test_without_wandb_asking_for_it_says_what_to_do(tmp_path: Path, monkeypatch
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(RequestError, match="wandb is not installed") as caught:
         WeightsAndBiases("project", tmp_path, {})
-    assert "pip install wandb" in caught.value.hint
+    assert "pip install 'kleinbild[wandb]'" in caught.value.hint
+
+
+def test_a_recipe_may_name_a_project_and_offline_it_stays_in_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where nobody has logged in
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(RequestError, match="W&B does not take the run"):
+        sinks_of(recipe(wandb="foxes"), tmp_path)
+    wandb.teardown()  # it reads its environment once
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name, project in (("quiet", ""), ("told", "foxes")):
+        folder = tmp_path / name
+        folder.mkdir()
+        with Curves(*sinks_of(recipe(wandb=project), folder)) as curves:
+            curves.add(Progressed(10, 100, 0.5, 1e-4, 3.0))
+            curves.add(Validated(10, 0.25))
+    wandb.teardown()  # its process writes the last of it
+    assert not (tmp_path / "quiet" / "wandb").exists()
+    (kept,) = (tmp_path / "told").glob("wandb/offline-run-*/run-told-*.wandb")
+    assert b"validation/loss" in kept.read_bytes()
+    assert capfd.readouterr().out == ""

@@ -31,6 +31,7 @@ def smoke_run(recipe: Recipe, num_steps: int) -> Smoke:
         checkpoint_every=0,
         early_stop=False,
         sweep=False,
+        wandb="",
     )
     with tempfile.TemporaryDirectory(prefix="kleinbild-smoke-") as folder:
         write(short, Path(folder) / FILE)
