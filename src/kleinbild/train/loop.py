@@ -130,7 +130,8 @@ def take_step(run: Run, network: nn.Module, optimizers: Optimizers, order: Order
     optimizers.clear()
     trained.step += 1
     trained.num_tokens += round(tokens_a_process * processes.count)
-    average(trained.average, trained.parameters, recipe.ema, trained.step)
+    averaged = [trained.parameters[name] for name in trained.average]
+    average(list(trained.average.values()), averaged, recipe.ema, trained.step)
     return total
 
 

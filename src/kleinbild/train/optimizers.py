@@ -106,13 +106,18 @@ def rate_factor(recipe: Recipe, step: int) -> float:
         return (step + 1) / (recipe.warmup_steps + 1)
     progress = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
     if recipe.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress))
+        return cosine(progress)
     return 1.0 - progress if recipe.schedule == "linear" else 1.0
 
 
+def cosine(progress: float) -> float:
+    """Half a cosine, from 1 at the beginning (0) to 0 at the end (1)."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
 @torch.no_grad()
-def average(averages: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], decay: float, step: int) -> None:
+def average(averages: Sequence[Tensor], parameters: Sequence[Tensor], decay: float, step: int) -> None:
     """Moves the averages after step `step` (from 1); of the first steps, whose start is no result, little is kept."""
     if averages:
         kept = min(decay, step / (step + 10))
-        torch._foreach_lerp_(list(averages.values()), [parameters[name] for name in averages], 1 - kept)
+        torch._foreach_lerp_(list(averages), list(parameters), 1 - kept)

@@ -69,12 +69,12 @@ def test_schedules(schedule: str, expected: list[float]) -> None:
 
 
 def test_the_average_forgets_its_start_quickly_and_then_follows_slowly() -> None:
-    parameters, averages = {"a": nn.Parameter(torch.ones(3))}, {"a": torch.zeros(3)}
+    parameters, averages = [nn.Parameter(torch.ones(3))], [torch.zeros(3)]
     average(averages, parameters, 0.9, step=1)
-    assert averages["a"].tolist() == pytest.approx([10 / 11] * 3)
-    averages["a"].zero_()
+    assert averages[0].tolist() == pytest.approx([10 / 11] * 3)
+    averages[0].zero_()
     average(averages, parameters, 0.9, step=1000)
-    assert averages["a"].tolist() == pytest.approx([0.1] * 3)
+    assert averages[0].tolist() == pytest.approx([0.1] * 3)
 
 
 def test_an_optimizer_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

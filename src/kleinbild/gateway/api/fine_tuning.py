@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -202,24 +202,13 @@ async def cancelling(request: Request, job_id: str, caller: Asking) -> Response:
 @router.post("/{job_id}/pause", responses={200: {"model": TuningObject}, **ERRORS})
 async def pausing(request: Request, job_id: str, caller: Asking) -> Response:
     """Stops a job that waits or runs, which keeps its state."""
-    require_member(caller, "pause fine-tuning jobs")
-    services = services_of(request)
-    await _find(services, caller, job_id)
-    async with services.database.write() as connection:
-        paused = await tunings.change(connection, job_id, ("queued", "running"), "paused", estimated_finish=None)
-    return await _changed(services, caller, job_id, paused, "paused")
+    return await _move(request, caller, job_id, "pause", ("queued", "running"), "paused")
 
 
 @router.post("/{job_id}/resume", responses={200: {"model": TuningObject}, **ERRORS})
 async def resuming(request: Request, job_id: str, caller: Asking) -> Response:
     """Goes on with a job that was paused, to the same weights as if it had not been."""
-    require_member(caller, "resume fine-tuning jobs")
-    services = services_of(request)
-    await _find(services, caller, job_id)
-    async with services.database.write() as connection:
-        resumed = await tunings.change(connection, job_id, ["paused"], "queued")
-    services.tunings.wake()
-    return await _changed(services, caller, job_id, resumed, "resumed")
+    return await _move(request, caller, job_id, "resume", ["paused"], "queued")
 
 
 @router.get(
@@ -332,6 +321,24 @@ async def _find(services: Services, caller: Caller, job_id: str) -> Tuning:
         message = f"Could not find fine tune: {job_id}"
         raise ApiError(404, message, code="fine_tune_not_found", param="fine_tuning_job_id")
     return found
+
+
+async def _move(
+    request: Request,
+    caller: Caller,
+    job_id: str,
+    verb: Literal["pause", "resume"],
+    before: Collection[Status],
+    to: Status,
+) -> Response:
+    """To another status, from one of those `before`."""
+    require_member(caller, f"{verb} fine-tuning jobs")
+    services = services_of(request)
+    await _find(services, caller, job_id)
+    async with services.database.write() as connection:
+        changed = await tunings.change(connection, job_id, before, to, estimated_finish=None)
+    services.tunings.wake()
+    return await _changed(services, caller, job_id, changed, f"{verb}d")
 
 
 async def _changed(services: Services, caller: Caller, job_id: str, changed: Tuning | None, to: str) -> Response:

@@ -27,6 +27,7 @@ from kleinbild.train.distill.recipe import Recipe
 from kleinbild.train.distill.rollouts import Rollouts
 from kleinbild.train.distill.student import Trained, lightning, whole
 from kleinbild.train.distill.trajectory import errors, lessons
+from kleinbild.train.optimizers import cosine
 
 STATE_FILE, REPORT_FILE = "state.pt", "report.json"
 SECONDS_A_STATE = 300.0
@@ -143,7 +144,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     if step >= recipe.first_polished:
         return recipe.polish_rate
     progress = step / max(1, recipe.first_polished)
-    rate = recipe.final_rate + (recipe.rate - recipe.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+    rate = recipe.final_rate + (recipe.rate - recipe.final_rate) * cosine(progress)
     return rate * min(1.0, (step + 1) / max(1, recipe.warmup))
 
 

@@ -7,27 +7,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from kleinbild.core.errors import PictureError, RequestError
-from kleinbild.core.sizes import SizeRange
-from kleinbild.engine.encode import encode_picture
-from kleinbild.engine.latents import to_tokens
+from kleinbild.core.sizes import Size, SizeRange
 from kleinbild.engine.prepare import size_range
 from kleinbild.engine.references import prepare_reference
 from kleinbild.model.weights import Model
+from kleinbild.train.data.buckets import Framing
+from kleinbild.train.data.cache import prepare
+from kleinbild.train.data.encoding import encode_caption, encode_target, grid_of
+from kleinbild.train.data.found import find_examples
 from kleinbild.train.distill.field import Grid, Sample
 
 MAX_PROMPTS = 1_000_000
 
 
-@torch.no_grad()
 def context_of(model: Model, prompt: str) -> Tensor:
     """The prompt's context (L, X); that of "" is what guidance compares with."""
-    tokens = model.tokenizer(prompt)
-    context_BLX: Tensor = model.text_encoder(tokens.ids[None].to(model.device), tokens.mask[None].to(model.device))
-    return context_BLX[0]
+    return encode_caption(model, model.tokenizer(prompt)).to(model.device)
 
 
 def samples_of_prompts(model: Model, file: Path) -> list[Sample]:
@@ -53,16 +51,16 @@ def samples_of_prompts(model: Model, file: Path) -> list[Sample]:
 
 
 def samples_of_folder(model: Model, folder: Path) -> list[Sample]:
-    """One sample a picture of a data set, in any layout that `train.data` recognises."""
-    from kleinbild.train.data.found import find_examples
-
-    samples = []
-    for example in find_examples(folder).examples:
+    """One sample a picture of a data set, in any layout that `train.data` recognises; from its cache what is there."""
+    dataset = find_examples(folder)
+    for example in dataset.examples:
         _check(model, example.caption, len(example.references))
-        target_NC, grid = _encoded(model, example.target)
-        references = tuple(_encoded(model, path) for path in example.references)
-        sample = Sample(grid, context_of(model, example.caption), references, target_NC)
-        samples += [sample] * example.repeats
+    framing = Framing(sizes_of(model), (model.settings.default_size,), "free")
+    samples = []
+    for one in prepare(model, dataset, framing):
+        references = tuple((tokens_KC.to(model.device).float(), grid) for tokens_KC, grid in one.references)
+        target_NC = one.target_NC.to(model.device).float()
+        samples += [Sample(one.grid, one.context_LX.to(model.device), references, target_NC)] * one.example.repeats
     return samples
 
 
@@ -73,16 +71,15 @@ def _check(model: Model, prompt: str, num_references: int) -> None:
         check(prompt, num_references)
 
 
-@torch.no_grad()
 def _encoded(model: Model, path: Path) -> tuple[Tensor, Grid]:
     """A picture's tokens (N, C), float32, and their rows and columns; shrunk and cut to what the model makes."""
     try:
         file = path.read_bytes()
     except OSError as error:
         raise PictureError(f"{path} cannot be read: {error.strerror or error}", "see whether it is there") from error
-    latent_1Crc = encode_picture(model, prepare_reference(file, path.name, sizes_of(model)))
-    rows, columns = latent_1Crc.shape[-2:]
-    return to_tokens(latent_1Crc).float(), (rows, columns)
+    image = prepare_reference(file, path.name, sizes_of(model))
+    grid = grid_of(Size(image.width, image.height), model.spec.autoencoder.pixels_per_token)
+    return encode_target(model, image).to(model.device).float(), grid
 
 
 def sizes_of(model: Model) -> SizeRange:

@@ -21,6 +21,7 @@ from kleinbild.model.transformer import Flux2Transformer
 from kleinbild.train.distill.field import Field
 from kleinbild.train.distill.recipe import Recipe
 from kleinbild.train.networks import layer_shape, pieces, target_layers, uniform
+from kleinbild.train.optimizers import average
 
 
 @dataclass(slots=True, eq=False)
@@ -43,9 +44,7 @@ class Trained:
         norm = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
         self.optimizer.step()
         self.num_updates += 1
-        decay = min(recipe.ema_decay, self.num_updates / (self.num_updates + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, list(self.parameters), 1 - decay)
+        average(self.average, self.parameters, recipe.ema_decay, self.num_updates)
         return float(norm)
 
     @contextmanager

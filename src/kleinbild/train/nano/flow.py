@@ -36,6 +36,7 @@ from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
 from kleinbild.train.muon import Muon
 from kleinbild.train.nano.pool import Batch, Pool, Topic, build_pool, draw_batch
 from kleinbild.train.nano.tokenizer import save_tokenizer, train_tokenizer
+from kleinbild.train.optimizers import average
 
 GRID = (8, 8)  # tokens of a training picture
 BATCH_SIZES = (36, 21, 15)  # by number of references: about equal work
@@ -157,9 +158,7 @@ def update(run: Run, loss: Tensor, factor: float, ema_decay: float = EMA_DECAY) 
     for optimizer in run.optimizers:
         optimizer.step()
     run.step += 1
-    decay = min(ema_decay, run.step / (run.step + 10))
-    with torch.no_grad():
-        torch._foreach_lerp_(list(run.average.parameters()), list(run.flow.parameters()), 1 - decay)
+    average(list(run.average.parameters()), list(run.flow.parameters()), ema_decay, run.step)
 
 
 def rate_factor(step: int, num_steps: int) -> float:

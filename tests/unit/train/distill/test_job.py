@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -112,6 +113,11 @@ def test_pictures_with_captions_are_real_ones(tmp_path: Path, nano_base: Model) 
     assert all(
         sample.target_NC is not None and sample.target_NC.shape == (sample.num_tokens, 128) for sample in samples
     )
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "home").rglob("*.safetensors")}
+    again = samples_of_folder(nano_base, folder)
+    assert len(kept) == 4, "two pictures, their one caption, the empty one"
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "home").rglob("*.safetensors")} == kept
+    assert all(torch.equal(one.context_LX, other.context_LX) for one, other in zip(samples, again, strict=True))
 
 
 def test_prompts_may_name_pictures(prompts: Path, nano_base: Model) -> None:
