@@ -3,6 +3,16 @@
 Every process draws the same step and takes its share of the batch; gradients are averaged once a step. So the weights
 are those that one process would have made, up to the order in which numbers are added. Started alone, nothing of
 Accelerate is imported.
+
+    accelerate launch --multi_gpu --num_processes 2 -m kleinbild.train.worker FOLDER
+
+FOLDER holds a recipe (`kleinbild train` itself starts one process). A run may go on with another number of processes.
+
+- Supported: several processes on one machine, a GPU each, or on CPUs (gloo); tests run two of these.
+- Not tested: several machines. They must share FOLDER; each encodes what it does not find in its own cache.
+- Not supported, and refused: sharding by FSDP, DeepSpeed or Megatron. Each process holds the whole model, so more of them
+  make a run faster, not smaller: for less memory there are gradient_checkpointing and precision=int8 or nf4.
+- Accelerate's own mixed precision and accumulation are not used: the recipe has `precision` and `accumulation`.
 """
 
 from __future__ import annotations
@@ -18,6 +28,9 @@ from torch import Tensor
 
 from kleinbild.core.errors import EngineError, RequestError
 
+LAUNCH = "`accelerate launch --multi_gpu --num_processes N -m kleinbild.train.worker FOLDER`"
+SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+"""What the launcher says in the environment of those it starts."""
 NUMBERS_AT_ONCE = 16 * 2**20  # gradients travel in pieces of 64 MiB
 
 
@@ -73,16 +86,22 @@ class Processes:
 
 
 def join_processes(device: str | None = None) -> Processes:
-    """This process's place among those that `accelerate launch` started, or alone."""
+    """This process's place among those that `accelerate launch` started, or alone. Raises RequestError where they were
+    told to shard, EngineError where they do not see each other."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    if sharding := [name for name in SHARDING if os.environ.get(name, "false").lower() in ("true", "1")]:
+        raise RequestError(
+            f"{', '.join(name.removeprefix('ACCELERATE_USE_') for name in sharding)}: a run is not sharded, each process holds the whole model",
+            f"start them with {LAUNCH}; gradient_checkpointing=true and precision=int8 or nf4 take less memory",
+        )
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     if accelerator.num_processes != int(os.environ["WORLD_SIZE"]):  # all would think themselves alone, and write
         raise EngineError(
             f"{os.environ['WORLD_SIZE']} processes were started, but Accelerate sees {accelerator.num_processes}",
-            "start them with `accelerate launch --multi_gpu --num_processes N -m kleinbild.train.worker FOLDER`",
+            f"start them with {LAUNCH}",
         )
     return Processes(accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator)
 

@@ -8,9 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
+from kleinbild.core.errors import RequestError
+from kleinbild.train.processes import join_processes
 from tests.unit.train.made import pictures
+
+
+@pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_sharding_is_refused_in_words(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
+    with pytest.raises(RequestError, match=f"{way}: a run is not sharded") as refused:
+        join_processes()
+    assert "accelerate launch --multi_gpu" in refused.value.hint
 
 
 def test_two_processes_make_the_weights_of_one(tmp_path: Path) -> None:
