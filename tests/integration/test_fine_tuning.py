@@ -173,7 +173,7 @@ def test_paused_it_keeps_its_state_and_resumed_it_goes_on(client: openai.OpenAI,
     until(client, job.id, has_stepped(client, job.id))
     assert client.fine_tuning.jobs.pause(job.id).status == "paused"
     until(client, job.id, lambda _: any("job paused" in message for message in messages(client, job.id)))
-    assert not is_alive(starts(server, job.id)[-1])
+    wait_until_gone(starts(server, job.id)[-1])  # it has said so, and is about to
     with pytest.raises(openai.BadRequestError, match="is paused and cannot be paused"):
         client.fine_tuning.jobs.pause(job.id)
     assert client.fine_tuning.jobs.resume(job.id).status == "queued"
@@ -188,11 +188,7 @@ def test_cancelled_it_ends_and_gives_no_model(client: openai.OpenAI, server: Ser
     until(client, job.id, has_stepped(client, job.id))
     cancelled = client.fine_tuning.jobs.cancel(job.id)
     assert (cancelled.status, cancelled.fine_tuned_model) == ("cancelled", None)
-    pid = starts(server, job.id)[-1]
-    deadline = time.monotonic() + WAIT_S
-    while is_alive(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until_gone(starts(server, job.id)[-1])
     assert client.fine_tuning.jobs.retrieve(job.id).status == "cancelled"
     with pytest.raises(openai.BadRequestError, match="is cancelled and cannot be cancelled"):
         client.fine_tuning.jobs.cancel(job.id)
@@ -323,6 +319,13 @@ def test_a_server_that_stops_leaves_the_run_for_its_next_start(client: openai.Op
     server.start(STANDING_IN)
     server.wait_until_ready()
     assert ended(client, job.id).status == "succeeded"
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while is_alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def is_alive(pid: int) -> bool:

@@ -8,6 +8,7 @@ import json
 import tomllib
 import zipfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fastapi import FastAPI
 
 from kleinbild.core.callers import Caller
 from kleinbild.core.errors import RequestError
-from kleinbild.core.training import Checkpointed, Failed, Progressed, Started, Warned
+from kleinbild.core.training import Checkpointed, Failed, Progressed, Started, Warned, to_line
 from kleinbild.gateway.app import create_app
 from kleinbild.gateway.errors import ApiError
 from kleinbild.gateway.flow import authenticate
@@ -29,7 +30,8 @@ from kleinbild.gateway.services import Services
 from kleinbild.gateway.settings import Settings
 from kleinbild.gateway.tunings import WantedTuning, adapter_name, happening, job_object, number_in, recipe_of
 from kleinbild.gateway.wanted import read
-from kleinbild.providers.training import Trainer
+from kleinbild.providers.training import Heard, Trainer
+from kleinbild.storage import tunings
 from kleinbild.storage.tunings import Happening, Hyperparameters, Tuning, Wanted
 from tests.receiver import Receiver, receiving
 
@@ -271,3 +273,23 @@ async def test_the_end_is_told_to_webhooks_that_want_it(client: httpx2.AsyncClie
     body = json.loads(told.body)
     assert (body["object"], body["type"], body["data"]) == ("event", "fine_tuning.job.cancelled", {"id": job})
     assert receiver.wait("/other", 0) == []
+
+
+async def test_a_server_that_stops_while_it_keeps_what_it_heard_locks_nothing(
+    services: Services, tmp_path: Path
+) -> None:
+    job = replace(tuning(), id="ftjob_stopped", adapter="stopped", status="running")
+    async with services.database.write() as connection:
+        await tunings.add(connection, job)
+    heard, told = Heard(tmp_path, 0.0), 40
+    for number in range(told):
+        with (tmp_path / "events.jsonl").open("a") as file:
+            file.write(to_line(Progressed(number + 1, told, 0.5, 1e-4, 9.0), float(number + 1)) + "\n")
+        taking = asyncio.create_task(services.tunings._take(job, heard))
+        await asyncio.sleep(number / 10_000)  # into the transaction, or before or after it
+        taking.cancel()
+        with suppress(asyncio.CancelledError):
+            await taking
+    async with asyncio.timeout(2), services.database.write() as connection:
+        kept = await tunings.events(connection, job.id, limit=100)
+    assert [each.data["step"] for each in kept if each.data] == list(range(told, 0, -1))

@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from kleinbild.core.errors import KleinbildError, ModelError, RequestError
 from kleinbild.core.training import Checkpointed, Failed, Finished, Progressed, Started, TrainingEvent, Validated
 from kleinbild.gateway.flow import adapt, notify
@@ -148,7 +150,8 @@ class Tunings:
             except BaseException:
                 process.stop()
                 await process.ended()
-                await self._take(tuning, heard)
+                with suppress(SQLAlchemyError):  # what could not be kept now is read again, and the server is to end
+                    await self._take(tuning, heard)
                 raise
         await self._conclude(tuning, last)
 
@@ -172,7 +175,15 @@ class Tunings:
                 await tunings.change(connection, tuning.id, ["queued"], "running")
 
     async def _take(self, tuning: Tuning, heard: Heard) -> TrainingEvent | None:
-        """Keeps what the trainer has written since. The last of it."""
+        """Keeps what the trainer has written since. The last of it. Whoever is cancelled meanwhile is so afterwards: a
+        transaction that is cut short would lock the database for the next."""
+        taking = asyncio.create_task(self._keep(tuning, heard))
+        try:
+            return await asyncio.shield(taking)
+        finally:
+            await asyncio.wait({taking})
+
+    async def _keep(self, tuning: Tuning, heard: Heard) -> TrainingEvent | None:
         new = await asyncio.to_thread(lambda: list(heard.new()))
         if not new:
             return None
