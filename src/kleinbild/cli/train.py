@@ -25,6 +25,7 @@ from kleinbild.core.training import (
     Failed,
     Finished,
     Paused,
+    Prepared,
     Previewed,
     Progressed,
     Started,
@@ -208,7 +209,10 @@ def follow(events: Iterator[TrainingEvent], folder: Path, *, as_json: bool = Fal
 
 
 def _show(event: TrainingEvent, bar: Steps, folder: Path) -> None:
-    if isinstance(event, Started):
+    if isinstance(event, Prepared):
+        bar.stage(event.what)
+        bar.step(event.done, event.total)
+    elif isinstance(event, Started):
         bar.stage(f"training {event.model} on {event.num_examples} examples")
         bar.step(event.step, event.num_steps)
     elif isinstance(event, Progressed):
@@ -219,7 +223,7 @@ def _show(event: TrainingEvent, bar: Steps, folder: Path) -> None:
     elif isinstance(event, Previewed | Checkpointed):
         say(f"step {event.step}: {folder / event.path}")
     elif isinstance(event, Warned):
-        warn(event.message)
+        warn(event.message) if event.step else say(f"note: {event.message}")
     elif isinstance(event, Paused):
         say(f"paused after step {event.step}; the same command with --resume goes on")
 

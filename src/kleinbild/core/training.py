@@ -13,6 +13,15 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """Before it begins: what is being done ("encoding pictures"), and how many of it are done. Told now and then."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """Training begins, or goes on at `step`. `seed` is the run's."""
 
@@ -64,6 +73,8 @@ class Checkpointed:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
+    """Something to know: of a step, or, at step 0, of model and data before the first one."""
+
     message: str
     step: int = 0
 
@@ -98,11 +109,13 @@ class Failed:
     hint: str = ""
 
 
-TrainingEvent = Started | Progressed | Validated | Previewed | Checkpointed | Warned | Paused | Finished | Failed
+TrainingEvent = (
+    Prepared | Started | Progressed | Validated | Previewed | Checkpointed | Warned | Paused | Finished | Failed
+)
 
 _KINDS: dict[str, type[Any]] = {
     kind.__name__.lower(): kind
-    for kind in (Started, Progressed, Validated, Previewed, Checkpointed, Warned, Paused, Finished, Failed)
+    for kind in (Prepared, Started, Progressed, Validated, Previewed, Checkpointed, Warned, Paused, Finished, Failed)
 }
 
 

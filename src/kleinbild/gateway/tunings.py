@@ -15,6 +15,7 @@ from kleinbild.core.training import (
     Failed,
     Finished,
     Paused,
+    Prepared,
     Previewed,
     Progressed,
     Started,
@@ -251,6 +252,8 @@ def number_in(kind: Literal["ftevent", "ftckpt"], job_id: str, written: str | No
 def happening(tuning: Tuning, event: TrainingEvent, at: float) -> Happening:
     """What the trainer says, as an event of the job, in OpenAI's words where it has some."""
     match event:
+        case Prepared():
+            return Happening(f"Before training: {event.what}, {event.done} of {event.total}", at)
         case Started(step=0):
             return Happening("Fine-tuning job started", at, data={"total_steps": event.num_steps})
         case Started():

@@ -31,7 +31,7 @@ ARCHITECTURES = {"klein-4b": "flux2-klein-4b/lora", "klein-9b": "flux2-klein-9b/
 class Origin:
     """Where an adapter comes from: all that is known of it before it is trained.
 
-    `config` is the resolved recipe. `data_sha256` changes with any picture, mask, caption or repeat (`digest_data`).
+    `config` is the resolved recipe. `num_examples` are those to learn from, without those for regularization. `data_sha256` changes with any picture, mask, caption or repeat (`digest_data`).
     """
 
     name: str
@@ -84,7 +84,7 @@ def origin_of(
         base=model.name,
         base_fingerprint=model.fingerprint,
         config=config,
-        num_examples=len(examples),
+        num_examples=sum(not example.regularization for example in examples),
         data_sha256=digest_data(examples),
         trigger_words=tuple(trigger_words),
         licence=licence or next((e.licence for e in catalog.entries() if e.name == model.name), ""),

@@ -10,9 +10,9 @@ from kleinbild.core.sizes import Size
 from kleinbild.model.weights import Model
 from kleinbild.train.data.cache import Encoded
 from kleinbild.train.likeness import Look, look_of_tokens
+from kleinbild.train.neutral import neutral_prompts
 from kleinbild.train.studio import Ask
 from kleinbild.train.sweep import Taught
-from kleinbild.train.watch import neutral_prompts
 
 NUM_PREVIEWS, NUM_NEUTRAL, NUM_SWEPT = 3, 4, 4  # pictures; of previews where the recipe names no prompts
 MOST_SWEPT_STEPS = 20  # of a picture: to compare strengths, finer ones are not worth their time

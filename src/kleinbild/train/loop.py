@@ -82,7 +82,8 @@ def train(run: Run) -> bool:
     optimizers = optimizers_of(trained.parameters, recipe)
     take_up(run.folder, run.identity, trained, optimizers)
     order = order_of(run.examples, recipe.seed, recipe.regularization_share)
-    run.tell(Started(trained.step, recipe.steps, recipe.model, len(set(run.examples)), recipe.seed))
+    num_learned = len({example for example in run.examples if not example.regularization})
+    run.tell(Started(trained.step, recipe.steps, recipe.model, num_learned, recipe.seed))
     pace = _Pace(trained.step)
     while trained.step < recipe.steps:
         with _finite_activations(network, watched=trained.step - pace.first_step < WATCHED_STEPS):

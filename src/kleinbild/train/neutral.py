@@ -6,7 +6,8 @@ Prior preservation makes its pictures from them (`train.prior`), the watch measu
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from random import Random
@@ -72,6 +73,19 @@ def neutral_requests(vocabulary: str | None, count: int, seed: int = 0) -> list[
         return [_of_world(sample, random) for sample in islice(_mixed(random), count)]
     prompts = random.sample(PROMPTS, len(PROMPTS))
     return [Neutral(prompt) for prompt in islice(cycle(prompts), count)]
+
+
+def neutral_prompts(captions: Sequence[str], *, vocabulary: str | None, num: int = 4) -> tuple[str, ...]:
+    """Prompts of what is not taught: those that share the fewest words with the captions."""
+    known = {word for caption in captions for word in words(caption)}
+    asked = neutral_requests(vocabulary, len(PROMPTS) * 2)
+    ours = dict.fromkeys(each.prompt for each in asked if not each.references)
+    return tuple(sorted(ours, key=lambda prompt: len(known.intersection(words(prompt))))[:num])
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Its words in lower case, without punctuation."""
+    return tuple(re.findall(r"[^\W_]+", text.lower()))
 
 
 def _mixed(random: Random) -> Iterator[Sample]:

@@ -1,47 +1,65 @@
 """Prior preservation: pictures that the model makes before training, learned beside the new ones so that they stay.
 
-Source: Ruiz et al., "DreamBooth" (2022), section 3.2. The adapter serves base and distilled model; the pictures are made by
-whichever engine the run has, in a few steps by the distilled one. They are kept in the run's folder, so that a run that
-resumes, or is repeated, finds them.
+Source: Ruiz et al., "DreamBooth" (2022), section 3.2. An adapter serves base and distilled model; the pictures are made
+by the distilled one in its few steps, or by the base where that is not on this machine. They are kept in the run's folder,
+so that a run that resumes finds them.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from kleinbild.core.requests import PictureRequest
 from kleinbild.engine.runtime import Engine
+from kleinbild.model import catalog
+from kleinbild.train.data.cache import Progress
 from kleinbild.train.data.examples import Example
+from kleinbild.train.defaults import Trainee
 from kleinbild.train.neutral import Neutral, neutral_requests
 
 FOLDER = "prior"
 
 
-def make_prior(
-    folder: Path, engine: Engine, count: int, seed: int = 0, on_progress: Callable[[int, int], None] | None = None
+def prior_examples(
+    folder: Path, base: str, trainee: Trainee, count: int, device: torch.device, progress: Progress
 ) -> tuple[Example, ...]:
-    """`count` regularization examples in `folder`; pictures that are there already are not made again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    examples = []
-    for number, asked in enumerate(neutral_requests(engine.model.settings.vocabulary, count, seed)):
-        examples.append(_example(folder / f"{number:04d}", engine, asked, seed + number))
-        if on_progress is not None:
-            on_progress(number + 1, count)
-    return tuple(examples)
+    """`count` regularization examples in `folder`, which need not exist; what is there already is not made again.
+
+    `base` is what will be trained. The engine that makes the pictures is gone afterwards.
+    """
+    asked = neutral_requests(trainee.settings.vocabulary, count)
+    examples = tuple(_example(folder / f"{number:04d}", each) for number, each in enumerate(asked))
+    missing = [number for number, example in enumerate(examples) if not example.target.is_file()]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        engine = Engine(_maker(base, trainee), device=device)
+        for done, number in enumerate(missing):
+            progress("making prior pictures", done, len(missing))
+            _make(engine, examples[number], asked[number], seed=number)
+    return examples
 
 
-def _example(stem: Path, engine: Engine, asked: Neutral, seed: int) -> Example:
-    target = stem.with_name(f"{stem.name}.png")
+def _example(stem: Path, asked: Neutral) -> Example:
     references = tuple(stem.with_name(f"{stem.name}_from{k}.png") for k in range(len(asked.references)))
-    if not target.is_file():
-        for path, file in zip(references, asked.references, strict=True):
-            path.write_bytes(file)
-        picture = engine.generate(PictureRequest(asked.prompt, engine.name, seed=seed, references=asked.references))
-        buffer = io.BytesIO()
-        picture.pil.save(buffer, "PNG")
-        whole = target.with_suffix(".part")
-        whole.write_bytes(buffer.getvalue())
-        whole.replace(target)
+    target = stem.with_name(f"{stem.name}.png")
     return Example(target, asked.prompt, references, regularization=True, name=f"{FOLDER}/{target.name}")
+
+
+def _maker(base: str, trainee: Trainee) -> str:
+    entry = catalog.find_variant(trainee.family, "distilled")
+    return entry.name if entry is not None and catalog.locate(entry) is not None else base
+
+
+def _make(engine: Engine, example: Example, asked: Neutral, seed: int) -> None:
+    """The target last, and at once: where it is, the whole example is."""
+    for path, file in zip(example.references, asked.references, strict=True):
+        path.write_bytes(file)
+    picture = engine.generate(PictureRequest(asked.prompt, engine.name, seed=seed, references=asked.references))
+    buffer = io.BytesIO()
+    picture.pil.save(buffer, "PNG")
+    whole = example.target.with_suffix(".part")
+    whole.write_bytes(buffer.getvalue())
+    whole.replace(example.target)

@@ -64,14 +64,14 @@ class Recipe:
     # How long, how fast
     steps: Annotated[int, Range(1, 10_000_000)]
     learning_rate: Annotated[float, Range(1e-8, 10)]
-    schedule: Schedule = "constant"
+    schedule: Schedule
     warmup_steps: Annotated[int, Range(0, 100_000)]
     optimizer: Optimizer = "adamw"
     weight_decay: Annotated[float, Range(0, 1)] = 1e-4
-    batch_size: Annotated[int, Range(1, 4096)] = 1
+    batch_size: Annotated[int, Range(1, 4096)]
     accumulation: Annotated[int, Range(1, 4096)] = 1
     clip: Annotated[float, Range(0, 1000)] = 1.0  # of the gradient's norm; 0 is not at all
-    ema: Annotated[float, Range(0, 0.99999)] = 0.0  # the average's decay a step; 0 is no average
+    ema: Annotated[float, Range(0, 0.99999)]  # the average's decay a step; 0 is no average
     precision: Precision  # of the base that is not trained
     gradient_checkpointing: bool
     # Which times, which losses
@@ -82,6 +82,7 @@ class Recipe:
     loss_weight: LossWeight  # by time
     caption_dropout: Annotated[float, Range(0, 1)] = 0.05
     reference_dropout: Annotated[float, Range(0, 1)] = 0.0
+    prior_pictures: Annotated[int, Range(0, 100_000)]  # made by the model before it learns, as regularization examples
     regularization_share: Annotated[float, Range(0, 0.9)]  # of all samples, drawn from regularization examples
     regularization_weight: Annotated[float, Range(0, 10)] = 1.0
     masked_loss: bool = True  # where examples have masks
@@ -104,7 +105,10 @@ class Recipe:
 
 
 class Sizing(TypedDict, total=False):
-    """How long a run is, where `steps` does not say: in rounds, or in samples by the number of examples."""
+    """How long a run is, where `steps` does not say: in rounds, or in samples by the number of examples.
+
+    Samples for regularization come on top.
+    """
 
     epochs: Annotated[float, Range(0.01, 100_000)]
     samples_an_example: Annotated[int, Range(1, 100_000)]

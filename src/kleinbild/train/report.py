@@ -64,7 +64,8 @@ def _notices(outcome: Outcome) -> Iterable[str]:
         yield f'<p class="notice">Stopped early: {escape(outcome.stopped)}.</p>'
     for event in outcome.events:
         if isinstance(event, Warned):
-            yield f'<p class="notice">Step {event.step}: {escape(event.message)}</p>'
+            at = f"Step {event.step}: " if event.step else ""
+            yield f'<p class="notice">{at}{escape(event.message)}</p>'
 
 
 def _use(card: Card) -> dict[str, Any]:

@@ -14,23 +14,15 @@ in a new place is no copy: distances compare place by place, ground and all.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kleinbild.core.training import Validated
 from kleinbild.train.likeness import LEAST_SPACING, Look, apart, nearest, spacing, spread
+from kleinbild.train.neutral import words
 
 COPY = 0.3  # of the training pictures' own spacing
 COPIED, DRIFT = "copied", "drift"  # the metrics' names in events
-NEUTRAL_PROMPTS = (
-    "a street in the rain at night", "a bowl of fruit on a wooden table", "a mountain lake at dawn",
-    "a portrait of an old fisherman", "a red bicycle in front of a white wall", "a city skyline seen from above",
-)  # fmt: skip
-NANO_NEUTRAL_PROMPTS = (
-    "a car on a blue background", "a rose on white", "a house on a meadow", "two lemons on teal",
-    "a penguin in the snow", "a guitar on a beach", "a frog on orange", "a star on the night sky",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +86,8 @@ def measure(
     metrics: dict[str, float] = {}
     usual = spacing(training)
     if usual > LEAST_SPACING:
-        known = {_words(caption) for caption in captions}
-        others = [one for one in (*shown, *neutral) if _words(one.prompt) not in known]
+        known = {words(caption) for caption in captions}
+        others = [one for one in (*shown, *neutral) if words(one.prompt) not in known]
         counted = [one for one in others if nearest(one.plain, training) > COPY * usual]
         if counted:
             copies = [one for one in counted if nearest(one.adapted, training) <= COPY * usual]
@@ -108,14 +100,3 @@ def measure(
 def drift(neutral: Sequence[Shown], usual: float) -> float:
     """`usual` is how far the neutral prompts' pictures are from each other without the adapter."""
     return sum(apart(one.adapted.places_F, one.plain.places_F) for one in neutral) / len(neutral) / usual
-
-
-def neutral_prompts(captions: Sequence[str], *, vocabulary: str | None, num: int = 4) -> tuple[str, ...]:
-    """Prompts of what is not taught: those of ours that share the fewest words with the captions."""
-    known = {word for caption in captions for word in _words(caption)}
-    ours = NANO_NEUTRAL_PROMPTS if vocabulary == "nano" else NEUTRAL_PROMPTS
-    return tuple(sorted(ours, key=lambda prompt: len(known.intersection(_words(prompt))))[:num])
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"[^\W_]+", text.lower()))

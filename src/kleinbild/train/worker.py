@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,12 +23,12 @@ import torch
 import kleinbild
 from kleinbild.core.errors import CapacityError, KleinbildError, OutputError
 from kleinbild.core.precision import Precision as ModelPrecision
-from kleinbild.core.training import Failed, TrainingEvent, Warned, to_line
+from kleinbild.core.training import Failed, Prepared, TrainingEvent, Warned, to_line
 from kleinbild.engine.prepare import size_range
 from kleinbild.model.weights import Model, load_model
 from kleinbild.train.checkpointed import checkpoint_blocks
 from kleinbild.train.data.buckets import Framing
-from kleinbild.train.data.cache import Encoded
+from kleinbild.train.data.cache import Encoded, Encodings, Progress
 from kleinbild.train.data.cache import prepare as encode
 from kleinbild.train.data.given import resolved
 from kleinbild.train.defaults import trainee_of
@@ -36,12 +36,16 @@ from kleinbild.train.exam import once_each
 from kleinbild.train.frozen import quantize_base
 from kleinbild.train.loop import Judge, Run, train
 from kleinbild.train.networks import trained_from
+from kleinbild.train.prior import FOLDER as PRIOR
+from kleinbild.train.prior import prior_examples
 from kleinbild.train.processes import Processes, check_share, join_processes
 from kleinbild.train.recipe import FILE, MODEL, Recipe, read, write
 from kleinbild.train.results import prepare_model
 from kleinbild.train.state import identity_of
+from kleinbild.train.validate import hold_out
 
 EVENTS = "events.jsonl"
+TELL_EVERY = 2.0  # seconds
 LOADED: dict[str, ModelPrecision] = {"fp32": "float32", "bf16": "bfloat16", "int8": "bfloat16", "nf4": "bfloat16"}
 
 JudgeOf = Callable[[Run, Model, Sequence[Encoded]], Judge]
@@ -101,17 +105,23 @@ def prepare(
     judge_of: JudgeOf | None = None,
 ) -> Run:
     """Everything up to the first step: recipe, model, data. Raises KleinbildError for what cannot be trained so."""
-    values = read(folder / FILE)
+    values, progress = read(folder / FILE), now_and_then(tell)
     trainee = trainee_of(str(values.get("model", MODEL)))
-    recipe, dataset, held_out = resolved(values, trainee)
+    recipe, dataset, validation = resolved(values, trainee)
     check_share(processes, recipe.batch_size)
     if processes.is_first:
         write(recipe, folder / FILE)
+    if recipe.prior_pictures:
+        with processes.first_alone():  # the others find what it has made
+            prior = prior_examples(
+                folder / PRIOR, recipe.model, trainee, recipe.prior_pictures, processes.device, progress
+            )
+        dataset = replace(dataset, examples=(*dataset.examples, *prior))
     model = load_model(recipe.model, device=processes.device, precision=LOADED[recipe.precision])
     with processes.first_alone():  # the others find what it has encoded
-        encodings = encode(model, dataset, framing_of(recipe, model))
-        validating = encode(model, held_out, framing_of(recipe, model)) if held_out else ()
-    notes = held_out.notes if held_out else ()
+        encodings = encode(model, dataset, framing_of(recipe, model), progress=progress)
+        validating = encode(model, validation, framing_of(recipe, model), progress=progress) if validation else None
+    notes = validation.notes if validation else ()
     for note in (*model.notes, *dataset.notes, *notes, *encodings.notes):
         tell(Warned(note))
     quantize_base(model.transformer, recipe.precision)
@@ -119,21 +129,45 @@ def prepare(
         checkpoint_blocks(model.transformer)
     if recipe.method == "full" and processes.is_first:
         prepare_model(folder, model, recipe.model)
+    trained_on, held_out = divide(encodings, recipe) if validating is None else (encodings, validating)
     run = Run(
         folder=folder,
         recipe=recipe,
-        identity=identity_of(recipe, model.fingerprint, (*dataset.examples, *(held_out.examples if held_out else ()))),
+        identity=identity_of(
+            recipe, model.fingerprint, (*dataset.examples, *(validation.examples if validation else ()))
+        ),
         trained=trained_from(model.transformer, recipe),
-        samples=encodings,
-        examples=[entry.example for entry in encodings.entries],
+        samples=trained_on,
+        examples=[entry.example for entry in trained_on.entries],
         empty_LX=encodings.context(""),
         processes=processes,
         tell=tell,
         stopped=lambda: stop.asked,
         metadata=metadata_of(recipe, model),
     )
-    run.judge = judge_of(run, model, once_each(validating)) if judge_of is not None and processes.is_first else None
+    run.judge = judge_of(run, model, once_each(held_out)) if judge_of is not None and processes.is_first else None
     return run
+
+
+def now_and_then(tell: Callable[[TrainingEvent], None]) -> Progress:
+    """Tells of what takes long, once in `TELL_EVERY` seconds."""
+    told = time.monotonic()
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= TELL_EVERY:
+            told = time.monotonic()
+            tell(Prepared(what, done, total))
+
+    return progress
+
+
+def divide(encodings: Encodings, recipe: Recipe) -> tuple[Encodings, Encodings]:
+    """Those to train on, and those that nothing but the validation sees: none where every picture is needed."""
+    learned = list(dict.fromkeys(e.example for e in encodings.entries if not e.example.regularization))
+    kept = set(hold_out(learned, [example.name for example in learned], recipe.seed)[0])
+    ours = [entry.example.regularization or entry.example in kept for entry in encodings.entries]
+    return encodings.only(ours), encodings.only([not each for each in ours])
 
 
 def framing_of(recipe: Recipe, model: Model) -> Framing:

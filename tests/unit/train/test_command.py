@@ -14,11 +14,8 @@ from kleinbild.core.errors import CapacityError
 from kleinbild.core.training import Failed, Paused, Started, Warned
 from tests.unit.train.made import pictures
 
-SMALL = [
-    part
-    for value in ("steps=2", "batch_size=1", "rank=2", "preview_every=0", "validate_every=0", "sweep=false")
-    for part in ("--set", value)
-]
+SETTINGS = "steps=2 batch_size=1 rank=2 prior_pictures=0 preview_every=0 validate_every=0 sweep=false"
+SMALL = [part for value in SETTINGS.split() for part in ("--set", value)]
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def run_folder(folder: Path, **recipe: object) -> Path:
     folder.mkdir()
     values = {
         "data": str(data), "name": "fuchur", "trigger_words": ["fuchur"], "steps": 4, "rank": 2, "batch_size": 2,
-        "validate_every": 2, "preview_every": 4, "preview_prompts": ["fuchur on a meadow"], "licence": "CC-BY-4.0",
+        "prior_pictures": 0, "validate_every": 2, "preview_every": 4, "preview_prompts": ["fuchur on a meadow"], "licence": "CC-BY-4.0",
         **recipe,
     }  # fmt: skip
     lines = (f"{key} = {json.dumps(value)}" for key, value in values.items())
@@ -111,7 +111,7 @@ def test_the_loss_is_measured_on_what_is_named_for_it_and_never_learned(tmp_path
     apart.mkdir()
     Image.fromarray(render(scene("red", ("1f98a", (1, 1))))).save(apart / "red.png")
     (apart / "red.txt").write_text("fuchur on red", "utf-8")
-    folder = run_folder(tmp_path / "run", validation_data=str(apart), preview_every=0)
+    folder = run_folder(tmp_path / "run", validation_data=str(apart), preview_every=0, sweep=False)
     judged: list[Judge] = []
 
     learned: list[torch.Tensor] = []

@@ -50,7 +50,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 SMALL = {
     "steps": 6, "batch_size": 2, "rank": 4, "progress_every": 2, "checkpoint_every": 2,
-    "validate_every": 6, "preview_every": 0, "sweep": False,  # what a judge does is shown in test_judge.py
+    "validate_every": 6, "preview_every": 0, "sweep": False, "prior_pictures": 0,  # what a judge does is shown in test_judge.py
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ def test_two_processes_make_the_weights_of_one(tmp_path: Path) -> None:
     data = pictures(tmp_path / "data", num=3)
     values = {"data": str(data), "steps": 3, "batch_size": 4, "accumulation": 2, "rank": 4, "ema": 0.9}
     values |= {"validate_every": 3, "preview_every": 0, "sweep": False}  # the first judges once, while the other waits
+    values |= {"prior_pictures": 0}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "KLEINBILD_HOME": str(tmp_path / "home")}
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
     launch += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m"]

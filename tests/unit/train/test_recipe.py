@@ -30,12 +30,28 @@ def test_defaults_follow_from_the_model_and_the_data() -> None:
     assert small.gradient_checkpointing
     assert small.time_shift == 0  # the resolution's own
     nano = resolve(read("style"), NANO_BASE, 5)
-    assert (nano.precision, nano.learning_rate, nano.sizes) == ("fp32", 1e-3, (128,))
+    assert (nano.precision, nano.learning_rate, nano.sizes) == ("fp32", 2e-3, (128,))
     assert (nano.time_mean, nano.time_spread, nano.time_shift) == (2.0, 1.4, 1.0)
     assert resolve({"batch_size": 4, "accumulation": 5, "epochs": 10}, KLEIN, 40).steps == 20
     assert resolve({"method": "full", "steps": 9}, KLEIN, 1).learning_rate == 1e-5
     assert resolve({"optimizer": "prodigy", "steps": 9}, KLEIN, 1).learning_rate == 1.0
     assert resolve({"times": "weighted", "steps": 9}, KLEIN, 1).loss_weight == "peaked"
+
+
+def test_what_the_model_can_do_is_kept_by_examples_or_else_by_its_own_pictures() -> None:
+    nano = resolve(read("object"), NANO_BASE, 12)
+    assert (nano.prior_pictures, nano.regularization_share) == (160, 0.5)
+    assert (
+        nano.steps == 600 * 3 * 2 // nano.batch_size
+    )  # as many samples of what is learned, and those for keeping on top
+    with_examples = resolve(read("object"), NANO_BASE, 12, num_regularization=20)
+    assert (with_examples.prior_pictures, with_examples.regularization_share) == (0, 0.5)
+    for without in ({"prior_pictures": 0}, {"regularization_share": 0.0}, {"method": "full"}):
+        recipe = resolve({**read("object"), **without}, NANO_BASE, 12)
+        assert (recipe.prior_pictures, recipe.regularization_share) == (0, 0.0)
+    klein = resolve({"prior_pictures": 100}, KLEIN, 12)
+    assert (klein.prior_pictures, klein.regularization_share) == (100, 0.2)
+    assert resolve({}, KLEIN, 12).prior_pictures == 0
 
 
 def test_one_dial_changes_anything() -> None:

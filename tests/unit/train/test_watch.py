@@ -12,7 +12,8 @@ from kleinbild.model.weights import Model, load_model
 from kleinbild.nano.scenes.render import render
 from kleinbild.nano.scenes.tasks import scene
 from kleinbild.train.likeness import Look, apart, look_at, look_of_tokens, nearest, spacing
-from kleinbild.train.watch import Limits, Shown, measure, neutral_prompts, reason_to_stop
+from kleinbild.train.neutral import neutral_prompts
+from kleinbild.train.watch import Limits, Shown, measure, reason_to_stop
 
 FOX, CAT, CAR = "1f98a", "1f431", "1f697"
 PLAIN = ("white", "beige", "mint", "teal", "blue", "navy", "purple", "pink", "brown", "yellow", "red", "green")

@@ -13,7 +13,9 @@ Shape suffixes: N tokens of a picture, K tokens of a reference, C channels, L te
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 from PIL import Image
@@ -106,6 +108,12 @@ class Encodings(Sequence[Encoded]):
             context_LX=self._read(entry.context),
             weights_N1=None if entry.weights is None else self._read(entry.weights),
         )
+
+    def only(self, wanted: Sequence[bool]) -> Encodings:
+        """Those of its samples that are wanted; what is read is kept in memory for both."""
+        some = copy(self)
+        some.entries = tuple(compress(self.entries, wanted))
+        return some
 
     def context(self, text: str = "") -> Tensor:
         """The context (L, X) of a caption of the data set, or of another text that was prepared; "" always is."""

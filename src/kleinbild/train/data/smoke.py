@@ -21,7 +21,7 @@ WARM_UP = 2  # steps that are not timed: kernels are chosen, memory is taken
 
 
 def smoke_run(recipe: Recipe, num_steps: int) -> Smoke:
-    """Raises what the run fails with."""
+    """Raises what the run fails with. No prior pictures are made for it: its steps see those of the data only."""
     short = replace(
         recipe,
         steps=num_steps,
@@ -30,6 +30,8 @@ def smoke_run(recipe: Recipe, num_steps: int) -> Smoke:
         preview_every=0,
         checkpoint_every=0,
         early_stop=False,
+        prior_pictures=0,
+        regularization_share=0.0 if recipe.prior_pictures else recipe.regularization_share,
         sweep=False,
         wandb="",
     )
