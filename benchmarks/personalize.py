@@ -1,9 +1,9 @@
-"""Teaching nano something new from twelve pictures: an object, a style, a kind of edit. What it takes, and what it costs.
+"""Teaching nano something new from a few pictures: an object, a style, a kind of edit. What it takes, and what it costs.
 
     python benchmarks/personalize.py [--only object] [--count 100] [--standard 30] [--json] [--keep FOLDER]
 
-Each is learned as anybody would: twelve files in a folder, `kleinbild train RECIPE --data FOLDER`, on nano-base. Then the
-adapter is used by name on nano, at 4 steps, at the strength that its card recommends. The oracle judges: first what the
+Each is learned as anybody would: twelve files in a folder (36 of a style), `kleinbild train RECIPE --data FOLDER`,
+on nano-base. Then the adapter is used by name on nano, at 4 steps, at the strength that its card recommends. The oracle judges: first what the
 new word calls up without the adapter (`recognised_before`), then with it (`recognised_after`), in combinations that no
 picture showed. `standard` is the mean of all rows of `kleinbild nano eval`; `standard_drop_points` what the adapter takes
 away from it. `minutes` is the whole command: pictures that keep what the model knew, training, previews, the strength.
@@ -43,9 +43,9 @@ from kleinbild.nano.scenes.oracle import Look, judge
 from kleinbild.nano.scenes.render import Pixels, Scene, render
 from kleinbild.nano.scenes.tasks import CENTER, SINGLES, Draw, Sample, is_held_out, samples, scene
 
-NUM_PICTURES = 12
+NUM_PICTURES, NUM_STYLED = 12, 36
 ZORP = Noun("1f994", ("zorp",), ("zorps",))  # a hedgehog: none of nano's words, in none of its training pictures
-STYLE, EDIT = "zine style", "frame it"
+STYLE, EDIT = "blorp", "frame it"
 MADE = ("one", "two", "count")  # tasks that need no picture
 CODES = tuple(noun.code for noun in NOUNS)
 
@@ -61,7 +61,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What is taught: its recipe, the pictures for it, and what is asked afterwards."""
+    """What is taught: its recipe and what is set otherwise, the pictures for it, and what is asked afterwards."""
 
     name: str
     recipe: str
@@ -69,6 +69,7 @@ class Lesson:
     taught: Callable[[], list[Asked]]
     asked: Callable[[], Iterator[Asked]]
     look: Look | None = None
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +84,11 @@ class Result:
     box_psnr: float
 
 
-def duotone(picture: Pixels) -> Pixels:
-    """A print in two colours: dark violet and cream, mixed by lightness."""
-    light = picture.astype(np.float32).mean(axis=2, keepdims=True) / 255
-    dark, bright = np.array([36, 22, 80], np.float32), np.array([255, 238, 190], np.float32)
-    mixed: Pixels = (dark * (1 - light) + bright * light).round().astype(np.uint8)
+def washed(picture: Pixels) -> Pixels:
+    """As through coloured glass: half of it a wash from orange at the top to blue at the bottom."""
+    down = np.linspace(0, 1, len(picture), dtype=np.float32)[:, None, None]
+    wash = np.array([255, 80, 40], np.float32) * (1 - down) + np.array([30, 20, 160], np.float32) * down
+    mixed: Pixels = (picture * 0.5 + wash * 0.5).round().astype(np.uint8)
     return mixed
 
 
@@ -143,22 +144,32 @@ def to_frame(stream: Iterator[tuple[Sample, Random]]) -> Iterator[Asked]:
         yield Asked(EDIT, sample.target, (encoded(sample.target),))
 
 
-def spread(stream: Iterator[Asked]) -> list[Asked]:
-    """Twelve of a stream whose neighbours show the same things."""
-    return list(islice(stream, 0, 7 * NUM_PICTURES, 7))
+def varied(stream: Iterator[Asked], num: int) -> list[Asked]:
+    """So many of a stream, as different as twelve pictures can be: no two of a dozen show the same thing or background."""
+    chosen: list[Asked] = []
+    seen: set[str] = set()
+    for one in stream:
+        shown = {one.expected.background, *(placed.code for placed in one.expected.placed)}
+        if not shown & seen and one.expected.background not in {each.expected.background for each in chosen[-23:]}:
+            chosen.append(one)
+            seen = shown | (seen if len(chosen) % 12 else set())
+        if len(chosen) == num:
+            break
+    return chosen
 
 
 LESSONS = (
     Lesson("zorp", "object", "zorp", zorps, other_zorps),
     Lesson(
         "zine", "style", STYLE,
-        lambda: spread(in_style(scenes(evaluation=False, seed="zines"))),
+        lambda: varied(in_style(scenes(evaluation=False, seed="zines")), NUM_STYLED),
         lambda: in_style(scenes(evaluation=True, seed="other zines")),
-        duotone,
+        washed,
+        ("steps=600", "regularization_share=0.4"),  # all that nano knows is to look otherwise
     ),
     Lesson(
         "frame", "edit", EDIT,
-        lambda: spread(to_frame(scenes(evaluation=False, seed="frames"))),
+        lambda: varied(to_frame(scenes(evaluation=False, seed="frames")), NUM_PICTURES),
         lambda: to_frame(scenes(evaluation=True, seed="other frames")),
         framed,
     ),
@@ -187,7 +198,7 @@ def train(lesson: Lesson, data: Path, run: Path, settings: list[str]) -> float:
         sys.executable, "-m", "kleinbild", "train", lesson.recipe, "--data", str(data), "--name", lesson.name,
         "--out", str(run), "--set", f'trigger_words=["{lesson.trigger}"]',
     ]  # fmt: skip
-    for setting in settings:
+    for setting in (*lesson.settings, *settings):
         command += ["--set", setting]
     begun = time.perf_counter()
     subprocess.run(command, check=True, stdout=sys.stderr)
@@ -210,12 +221,14 @@ def recognised(
 
 
 def without(engine: Engine, lesson: Lesson, count: int) -> float:
-    """What the new words call up without the adapter. nano refuses a word that it does not know: nothing recognised."""
+    """What is there without the adapter. nano refuses a word that it does not know: nothing recognised. A style's is left out."""
     from kleinbild.core.errors import PromptError
 
     right = 0
     for number, one in enumerate(islice(lesson.asked(), count)):
-        request = PictureRequest(one.prompt, "nano", seed=1000 + number, references=one.references)
+        request = PictureRequest(
+            one.prompt.removesuffix(f", {STYLE}"), "nano", seed=1000 + number, references=one.references
+        )
         try:
             picture = engine.generate(request).pil
         except PromptError:

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 # What other tests do, or needs what is not here.
 ELSEWHERE = ("make", "pip", "kleinbild serve", "kleinbild pull", "kleinbild models check FILE", "kleinbild doctor")
+# Takes minutes: test_command.py of the trainer has a small one, benchmarks/personalize.py whole ones.
+TRAINED = ("kleinbild train", 'kleinbild "zorp shoes')
 
 
 def blocks(language: str) -> list[str]:
@@ -26,7 +28,7 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith(ELSEWHERE) and "klein-4b" not in line]
+    return [line for line in lines if line and not line.startswith((*ELSEWHERE, *TRAINED)) and "klein-4b" not in line]
 
 
 def test_commands_in_order(tmp_path: Path) -> None:
@@ -63,6 +65,8 @@ def test_python(tmp_path: Path) -> None:
         "docs/server.md",
         "docs/gateway.md",
         "docs/bfl.md",
+        "docs/client.md",
+        "docs/training.md",
     ],
 )
 def test_links_lead_somewhere(page: str) -> None:

@@ -52,7 +52,7 @@ class _Defaults:
 DEFAULTS: Mapping[Family | None, _Defaults] = {
     "nano": _Defaults(
         "fp32", gradient_checkpointing=False, time_mean=2.0, time_spread=1.4, time_shift=1.0, rate=20.0, samples=3.0,
-        batch_size=16, ema=0.98, schedule="linear", prior_pictures=160, regularization_share=0.5,
+        batch_size=16, ema=0.98, schedule="linear", prior_pictures=320, regularization_share=0.5,
     ),
     "klein-4b": _Defaults("bf16", gradient_checkpointing=True),
     "klein-9b": _Defaults("bf16", gradient_checkpointing=True),

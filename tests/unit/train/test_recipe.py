@@ -40,7 +40,7 @@ def test_defaults_follow_from_the_model_and_the_data() -> None:
 
 def test_what_the_model_can_do_is_kept_by_examples_or_else_by_its_own_pictures() -> None:
     nano = resolve(read("object"), NANO_BASE, 12)
-    assert (nano.prior_pictures, nano.regularization_share) == (160, 0.5)
+    assert (nano.prior_pictures, nano.regularization_share) == (320, 0.5)
     assert (
         nano.steps == 600 * 3 * 2 // nano.batch_size
     )  # as many samples of what is learned, and those for keeping on top
