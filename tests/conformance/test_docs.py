@@ -75,15 +75,18 @@ def test_the_clients_page(server: Server, tmp_path: Path) -> None:
     made = server.ask("POST", "/v1/adapters", json={"name": "crayon", "file": given["id"]})
     assert made.status_code < 300, made.text
     program = "\n".join(blocks("python", server.url, page))
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "KLEINBILD_BASE_URL": server.url},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            env={**os.environ, "KLEINBILD_BASE_URL": server.url},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    finally:
+        assert server.ask("DELETE", "/v1/adapters/crayon").status_code < 300
     assert done.returncode == 0, done.stderr
     assert done.stdout == "crayon\n"
     assert {"apple.png", "lemon.png"} <= {path.name for path in tmp_path.iterdir()}

@@ -341,7 +341,8 @@ def test_the_real_trainer_makes_a_model_that_makes_pictures(tmp_path: Path) -> N
     with server_process(tmp_path, OMP_NUM_THREADS="1") as real:
         client = openai.OpenAI(base_url=f"{real.url}/v1", api_key="none", max_retries=0)
         seldom = {"progress_every": 1, "checkpoint_every": 20, "validate_every": 40, "preview_every": 40}
-        job = created(client, steps=40, recipe={**seldom, "sweep": False}, seed=1, suffix="fox")
+        small = {"batch_size": 1, "prior_pictures": 0, "sweep": False}
+        job = created(client, steps=40, recipe={**seldom, **small}, seed=1, suffix="fox")
         until(client, job.id, has_stepped(client, job.id), LONG_S)
         client.fine_tuning.jobs.pause(job.id)
         until(client, job.id, lambda _: any("job paused" in each for each in messages(client, job.id)), LONG_S)
