@@ -85,9 +85,10 @@ async def test_what_was_begun_beside_a_job_that_was_made_is_taken_up_with_its_en
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a second call that was slower, of a server that ended between the first one's pictures and the job's end."""
-    reached = asyncio.Event()
+    reached, left = asyncio.Event(), []
 
     async def never(*_):
+        left.append(asyncio.current_task())  # held: a task that nothing holds is collected while it waits
         reached.set()
         await asyncio.Event().wait()
 
@@ -107,6 +108,8 @@ async def test_what_was_begun_beside_a_job_that_was_made_is_taken_up_with_its_en
                 if entry is not None and entry.state == "unknown":
                     break
                 await asyncio.sleep(0.05)
+    left[0].cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 async def test_workflows_that_ended_long_ago_are_forgotten_and_their_jobs_are_not(tmp_path: Path) -> None:
