@@ -165,7 +165,8 @@ LESSONS = (
         lambda: varied(in_style(scenes(evaluation=False, seed="zines")), NUM_STYLED),
         lambda: in_style(scenes(evaluation=True, seed="other zines")),
         washed,
-        ("steps=600", "regularization_share=0.4"),  # all that nano knows is to look otherwise
+        # All that nano knows is to look otherwise. Stopped early, or at the strength of the sweep, it was worse (docs/log.md).
+        ("steps=600", "regularization_share=0.4", "early_stop=false", "sweep=false"),
     ),
     Lesson(
         "frame", "edit", EDIT,
