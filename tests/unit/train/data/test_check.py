@@ -219,11 +219,16 @@ def test_time_and_cost_follow_from_a_smoke_run(nano: Subject, tmp_path: Path) ->
     assert len(asked) == 1, "what cannot start is not tried"
 
 
-def test_the_trainer_itself_is_measured(nano: Subject, tmp_path: Path) -> None:
-    report = check(captioned(tmp_path / "d", 3), {"rank": 2}, nano)
+def test_the_trainer_itself_is_measured_and_registers_nothing(
+    nano: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KLEINBILD_HOME", str(tmp_path / "home"))
+    report = check(captioned(tmp_path / "d", 3), {"rank": 2, "name": "fox"}, nano)
     measured = smoke_run(replace(report.recipe, data=str(tmp_path / "d")), 5)
     assert 0 < measured.seconds_a_step < 30
     assert 0 < measured.loss_last < 10
+    assert (tmp_path / "home" / "training").is_dir()
+    assert not (tmp_path / "home" / "adapters").exists()
 
 
 def test_what_the_trainer_fails_with_is_told(nano: Subject, tmp_path: Path) -> None:
