@@ -97,7 +97,7 @@ def digest_data(examples: Sequence[Example]) -> str:
     total = hashlib.sha256()
     for example in sorted(examples, key=lambda example: example.name):
         files = [digest(path) for path in example.files]
-        facts = [example.caption, len(example.references), example.repeats, example.regularization, files]
+        facts = ["\n".join(example.captions), len(example.references), example.repeats, example.regularization, files]
         total.update(json.dumps(facts).encode())
     return total.hexdigest()
 

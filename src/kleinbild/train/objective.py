@@ -51,7 +51,7 @@ def draw(encoded: Encoded, empty_LX: Tensor, recipe: Recipe, number: int) -> Sam
     time = draw_time(recipe, encoded.grid[0] * encoded.grid[1], generator)
     noise_NC = torch.randn(encoded.target_NC.shape, generator=generator)
     references = () if without_references else encoded.references
-    context_LX = empty_LX if without_caption else encoded.context_LX
+    context_LX = empty_LX if without_caption else random.choice(encoded.contexts)
     share = recipe.regularization_weight if encoded.example.regularization else 1.0
     return Sample(
         target_NC=encoded.target_NC,

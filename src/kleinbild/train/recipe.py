@@ -80,6 +80,7 @@ class Recipe:
     time_spread: Annotated[float, Range(0.01, 10)]
     time_shift: Annotated[float, Range(0, 100)]  # the factor by which times are shifted; 0 is the resolution's own
     loss_weight: LossWeight  # by time
+    caption_lines: bool = False  # each line of a caption is a caption of its own, one of them drawn each time
     caption_dropout: Annotated[float, Range(0, 1)] = 0.05
     reference_dropout: Annotated[float, Range(0, 1)] = 0.0
     prior_pictures: Annotated[int, Range(0, 100_000)]  # made by the model before it learns, as regularization examples

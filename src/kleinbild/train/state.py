@@ -45,7 +45,7 @@ def identity_of(recipe: Recipe, fingerprint: str, examples: Sequence[Example]) -
 
 def _digest(example: Example) -> str:
     """Of an example's words and of what is in its files, not of where they are."""
-    digest = hashlib.sha256(f"{example.caption}\n{example.repeats} {example.regularization}".encode())
+    digest = hashlib.sha256("\n".join((*example.captions, f"{example.repeats} {example.regularization}")).encode())
     for path in (example.target, *example.references, *(() if example.mask is None else (example.mask,))):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -97,8 +97,8 @@ def _sample(encoded: Encoded, time: float, key: str) -> Sample:
         target_NC=encoded.target_NC,
         noise_NC=torch.randn(encoded.target_NC.shape, generator=torch.Generator().manual_seed(seed)),
         references=tuple(tokens for tokens, _ in encoded.references),
-        context_LX=encoded.context_LX,
-        segment=Segment(len(encoded.context_LX), encoded.grid, tuple(grid for _, grid in encoded.references)),
+        context_LX=encoded.contexts[0],
+        segment=Segment(len(encoded.contexts[0]), encoded.grid, tuple(grid for _, grid in encoded.references)),
         time=time,
         weights_N1=encoded.weights_N1,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -26,7 +27,7 @@ LINE = {"time_mean": 0.0, "time_spread": 1.0, "time_shift": 0.0}
 def encoded(*, mask: Tensor | None = None, regularization: bool = False, num_references: int = 1) -> Encoded:
     example = Example(Path("fox.png"), "a fox", regularization=regularization)
     references = ((random(6, 128, seed=9), (2, 3)),) * num_references
-    return Encoded(example, random(8, 128), (2, 4), references, random(5, 72, seed=3), mask)
+    return Encoded(example, random(8, 128), (2, 4), references, (random(5, 72, seed=3),), mask)
 
 
 def nothing(noisy_NC: Tensor, _context: Tensor, _times: Tensor, _packing: Packing) -> Tensor:
@@ -77,6 +78,15 @@ def test_captions_and_references_are_dropped_as_often_as_the_recipe_says() -> No
     assert mean(each.context_LX is empty for each in drawn) == pytest.approx(0.3, abs=0.04)
     assert mean(not each.references for each in drawn) == pytest.approx(0.2, abs=0.04)
     assert all(len(each.segment.references) == len(each.references) for each in drawn)
+
+
+def test_each_of_an_examples_captions_is_drawn_as_often() -> None:
+    captions = tuple(random(5, 72, seed=seed) for seed in range(3))
+    empty, wanted = random(5, 72, seed=8), recipe(caption_dropout=0.1)
+    of_each = replace(encoded(), contexts=captions)
+    drawn = [draw(of_each, empty, wanted, number).context_LX for number in range(1500)]
+    for one in captions:
+        assert mean(each is one for each in drawn) == pytest.approx(0.3, abs=0.04)
 
 
 def test_large_pictures_count_as_much_as_small_ones() -> None:

@@ -40,7 +40,7 @@ def encoded(
         target_NC=tokens(target),
         grid=(8, 8),
         references=tuple((tokens(one), (8, 8)) for one in references),
-        context_LX=model.text_encoder(prompt.ids[None], prompt.mask[None])[0],
+        contexts=(model.text_encoder(prompt.ids[None], prompt.mask[None])[0],),
         weights_N1=weights,
     )
 

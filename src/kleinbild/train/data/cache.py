@@ -44,14 +44,14 @@ Progress = Callable[[str, int, int], None]
 class Encoded:
     """One example as the transformer takes it. `weights_N1` is how much each token counts; None: all alike.
 
-    `grid` and those of the references are (rows, columns) of tokens.
+    `contexts` (L, X) are those of its captions. `grid` and those of the references are (rows, columns) of tokens.
     """
 
     example: Example
     target_NC: Tensor
     grid: Grid
     references: tuple[tuple[Tensor, Grid], ...]
-    context_LX: Tensor
+    contexts: tuple[Tensor, ...]
     weights_N1: Tensor | None
 
 
@@ -63,7 +63,7 @@ class Entry:
     grid: Grid
     target: Path
     references: tuple[tuple[Path, Grid], ...]
-    context: Path
+    contexts: tuple[Path, ...]
     weights: Path | None
 
     @property
@@ -105,7 +105,7 @@ class Encodings(Sequence[Encoded]):
             target_NC=self._read(entry.target),
             grid=entry.grid,
             references=tuple((self._read(path), grid) for path, grid in entry.references),
-            context_LX=self._read(entry.context),
+            contexts=tuple(map(self._read, entry.contexts)),
             weights_N1=None if entry.weights is None else self._read(entry.weights),
         )
 
@@ -170,7 +170,8 @@ def _prepare_contexts(
 ) -> dict[str, Path]:
     names = {"": "the empty prompt"} | {text: f"the text {text[:40]!r}" for text in texts}
     for example in dataset.examples:
-        names.setdefault(example.caption, example.name)
+        for caption in example.captions:
+            names.setdefault(caption, example.name)
     tokens = {caption: tokenize(model, caption, name) for caption, name in names.items()}
     paths = {
         caption: place_of(folder, "contexts", keys.of_caption(each.ids.tolist(), each.mask.tolist()))
@@ -214,7 +215,7 @@ def _entry(
         placed = place(seen[mask].size, view.target.made)
         weights = place_of(folder, "weights", keys.of_mask(seen[mask].sha256, placed, alpha=alpha))
         works.setdefault(weights, _Work(weights, mask, "weights", placed, grid, framing, alpha))
-    return Entry(example, grid, target, references, contexts[example.caption], weights)
+    return Entry(example, grid, target, references, tuple(contexts[each] for each in example.captions), weights)
 
 
 def _make(model: Model, works: list[_Work], told: Progress) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 
 from kleinbild.train.data.examples import Example
@@ -37,6 +38,8 @@ def caption_findings(
     max_tokens: int = 0,
 ) -> Iterator[Finding]:
     """Of the examples that are no regularization. `count_tokens` is the model's tokenizer, with its limit."""
+    yield from _several_lines(examples)
+    examples = [one for example in examples for one in _one_by_one(example)]
     learned = [example for example in examples if not example.regularization]
     yield from _empty(learned)
     yield from _all_alike(learned, trigger_words)
@@ -56,6 +59,24 @@ def caption_findings(
     yield from _without_trigger(examples, trigger_words)
     if count_tokens is not None:
         yield from _too_long(examples, count_tokens, max_tokens)
+
+
+def _one_by_one(example: Example) -> Iterator[Example]:
+    """An example for each of its captions, named by its line."""
+    yield replace(example, wordings=())
+    for number, caption in enumerate(example.wordings, 2):
+        yield replace(example, caption=caption, wordings=(), name=f"{example.name}, line {number}")
+
+
+def _several_lines(examples: Sequence[Example]) -> Iterator[Finding]:
+    if names := tuple(example.name for example in examples if "\n" in example.caption.strip()):
+        yield Finding(
+            "note",
+            "captions of several lines",
+            f"{counted(len(names), 'caption')} of {len(examples)} have several lines, read as one text: {named(list(names))}",
+            "set caption_lines=true if each line is a caption of its own",
+            names,
+        )
 
 
 def _empty(examples: Sequence[Example]) -> Iterator[Finding]:

@@ -167,7 +167,7 @@ def _with_needs(
     ]
     tokens = tokens_of([segment.num_rows for segment in segments], recipe.batch_size * recipe.accumulation)
     at_once = tokens.largest * recipe.batch_size
-    num_captions = len({view.example.caption for view in found}) + 1
+    num_captions = len({caption for view in found for caption in view.example.captions}) + 1
     return replace(
         report,
         tokens=tokens,

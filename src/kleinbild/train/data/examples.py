@@ -12,7 +12,8 @@ class Example:
 
     `references` are in the order that the model sees them. `mask` is light where the loss counts. `repeats` is how often
     the example is drawn beside others. A `regularization` example shows what shall stay as it is. `name` tells it from
-    all others of its data set, in words of the person who made that: the file, seen from the folder.
+    all others of its data set, in words of the person who made that: the file, seen from the folder. `wordings` are other
+    captions of the same: each time the example is drawn, it comes under one of all.
     """
 
     target: Path
@@ -22,6 +23,11 @@ class Example:
     repeats: int = 1
     regularization: bool = False
     name: str = ""
+    wordings: tuple[str, ...] = ()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return self.caption, *self.wordings
 
     @property
     def files(self) -> tuple[Path, ...]:

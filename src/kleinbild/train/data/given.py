@@ -34,11 +34,12 @@ def find_learned(values: Values) -> Dataset:
     if not values.get("data"):
         raise RequestError("the recipe names no pictures", "set data to a folder of pictures with captions beside them")
     regularization = values.get("regularization_data")
-    return find_examples(
+    found = find_examples(
         Path(values["data"]),
         root_caption=_root_caption(values),
         regularization=Path(regularization) if regularization else None,
     )
+    return _by_lines(found) if values.get("caption_lines") else found
 
 
 def find_held_out(values: Values) -> Dataset | None:
@@ -47,6 +48,7 @@ def find_held_out(values: Values) -> Dataset | None:
         return None
     path = Path(values["validation_data"])
     found = find_examples(path, root_caption=_root_caption(values))
+    found = _by_lines(found) if values.get("caption_lines") else found
     examples = tuple(
         replace(each, name=f"{path.stem}/{each.name}") for each in found.examples if not each.regularization
     )
@@ -56,6 +58,15 @@ def find_held_out(values: Values) -> Dataset | None:
 
 def _root_caption(values: Values) -> str:
     return ", ".join(values.get("trigger_words", ()))
+
+
+def _by_lines(found: Dataset) -> Dataset:
+    """With each line of a caption as a caption of its own."""
+    examples = []
+    for each in found.examples:
+        first, *others = dict.fromkeys(line.strip() for line in each.caption.splitlines() if line.strip()) or [""]
+        examples.append(replace(each, caption=first, wordings=tuple(others)))
+    return replace(found, examples=tuple(examples))
 
 
 def _require_apart(learned: Sequence[Example], held_out: Sequence[Example]) -> None:

@@ -60,7 +60,7 @@ def samples_of_folder(model: Model, folder: Path) -> list[Sample]:
     for one in prepare(model, dataset, framing):
         references = tuple((tokens_KC.to(model.device).float(), grid) for tokens_KC, grid in one.references)
         target_NC = one.target_NC.to(model.device).float()
-        samples += [Sample(one.grid, one.context_LX.to(model.device), references, target_NC)] * one.example.repeats
+        samples += [Sample(one.grid, one.contexts[0].to(model.device), references, target_NC)] * one.example.repeats
     return samples
 
 

@@ -72,11 +72,11 @@ def test_samples_are_what_the_engine_makes(model: Model, framing: Framing, tmp_p
     tokens = model.tokenizer("a blue boat")
     with torch.inference_mode():
         context = model.text_encoder(tokens.ids[None], tokens.mask[None])[0]
-    assert torch.equal(boat.context_LX, context)
+    assert torch.equal(boat.contexts[0], context)
     assert boat.weights_N1 is not None
     assert boat.weights_N1.shape == (16, 1)
     assert whole.weights_N1 is None
-    assert not torch.equal(encodings.context(""), boat.context_LX)
+    assert not torch.equal(encodings.context(""), boat.contexts[0])
 
 
 def test_free_references_are_what_the_engine_fits(model: Model, framing: Framing, tmp_path: Path) -> None:
@@ -106,7 +106,18 @@ def test_a_second_time_nothing_is_computed_and_everything_is_equal(
     for one, two, three in zip(first, second, anew, strict=True):
         assert torch.equal(one.target_NC, two.target_NC)
         assert torch.equal(one.target_NC, three.target_NC)
-        assert torch.equal(one.context_LX, three.context_LX)
+        assert torch.equal(one.contexts[0], three.contexts[0])
+
+
+def test_each_caption_is_encoded(model: Model, framing: Framing, tmp_path: Path) -> None:
+    example = Example(picture(tmp_path / "a.png", (64, 64)), "a fox", name="a", wordings=("an owl",))
+    (one,) = prepare(model, Dataset((example,), ""), framing, folder=tmp_path / "c")
+    fox, owl = one.contexts
+    alone = prepare(
+        model, Dataset((replace(example, caption="an owl", wordings=()),), ""), framing, folder=tmp_path / "c"
+    )
+    assert torch.equal(owl, alone[0].contexts[0])
+    assert not torch.equal(fox, owl)
 
 
 def test_the_networks_are_not_needed_afterwards(framing: Framing, tmp_path: Path) -> None:

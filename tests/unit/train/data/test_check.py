@@ -122,6 +122,7 @@ def test_good_captions_are_left_alone() -> None:
         ("Sure, here is a caption: a dog", "answers"),
         ("I'm sorry, I can't help", "answers"),
         ("  ", "empty captions"),
+        ("a dog\nby a lake", "captions of several lines"),
     ],
 )
 def test_captions_that_leak(caption: str, kind: str) -> None:
@@ -143,6 +144,11 @@ def test_trigger_words_do_not_belong_into_regularization() -> None:
     examples = [Example(Path("a"), "zwx", name="a"), Example(Path("b"), "zwx", regularization=True, name="b")]
     (found,) = caption_findings(examples, trigger_words=["zwx"])
     assert found.files == ("b",)
+
+
+def test_each_line_of_a_caption_is_looked_at() -> None:
+    (found,) = caption_findings([Example(Path("a"), "zwx", name="a", wordings=("a zwx", "zw"))], trigger_words=["zwx"])
+    assert (found.kind, found.files) == ("no trigger word", ("a, line 3",))
 
 
 def test_captions_too_long_are_an_error(nano: Subject, tmp_path: Path) -> None:

@@ -65,6 +65,17 @@ def test_the_command_the_check_and_the_worker_find_the_same(
     assert trained.recipe.regularization_share > 0
 
 
+def test_each_line_is_a_caption_where_the_recipe_says_so(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "d", num=2)
+    (data / "0.txt").write_text("a fox\n\n  an orange fox \na fox\n")
+    (data / "1.txt").write_text(" \n")
+    values = {"model": "nano-base", "data": str(data), "trigger_words": ["zwx"]}
+    _, dataset, _ = resolved({**values, "caption_lines": True}, NANO_BASE)
+    assert [each.captions for each in dataset.examples] == [("a fox", "an orange fox"), ("zwx",)]
+    _, whole, _ = resolved(values, NANO_BASE)
+    assert whole.examples[0].captions == ("a fox\n\n  an orange fox \na fox",)
+
+
 def test_a_recipe_without_pictures_is_refused() -> None:
     with pytest.raises(RequestError, match="names no pictures"):
         resolved({"data": ""}, NANO_BASE)
