@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from kleinbild.model import packing, schedule
 from kleinbild.model.attention import ReferenceCache
 from kleinbild.model.packing import Segment
+from kleinbild.model.spec import AutoencoderSpec
 from kleinbild.model.tokenizer import PromptTokenizer
 from tests import tiny
 from tests.parity import reference
@@ -155,9 +156,9 @@ def compare_encoding(height: int = 48, width: int = 80) -> None:
 
 
 @torch.no_grad()
-def compare_decoding(rows: int = 3, columns: int = 5) -> None:
+def compare_decoding(rows: int = 3, columns: int = 5, spec: AutoencoderSpec = tiny.SPEC.autoencoder) -> None:
     """Latents to pixels against the pipeline's way."""
-    network = tiny.autoencoder()
+    network = tiny.autoencoder(spec=spec)
     theirs = reference.autoencoder(network)
     latents = random(2, network.spec.packed_channels, rows, columns)
     packed = latents * _statistic(theirs, "std") + _statistic(theirs, "mean")

@@ -144,6 +144,17 @@ def test_diffusers_autoencoder() -> None:
     assert names == expected_shapes(AutoencoderSpec())
 
 
+def test_small_decoder() -> None:
+    """FLUX.2-small-decoder, by its config: https://huggingface.co/black-forest-labs/FLUX.2-small-decoder"""
+    spec = AutoencoderSpec(decoder_base_channels=96)
+    with torch.device("meta"):
+        theirs = AutoencoderKLFlux2(decoder_block_out_channels=(96, 192, 384, 384))
+        ours = Autoencoder(spec)
+    for found in (component(shapes_of(theirs)), component(shapes_of(ours))):
+        assert autoencoder_spec(found, Settings()) == spec
+        assert fit(found, spec).complete
+
+
 def test_single_file_autoencoder() -> None:
     with torch.device("meta"):
         found = component(shapes_of(Autoencoder(AutoencoderSpec())))

@@ -95,5 +95,9 @@ def test_decoding(rows: int, columns: int) -> None:
     comparisons.compare_decoding(rows, columns)
 
 
+def test_decoding_by_a_decoder_of_its_own_width() -> None:
+    comparisons.compare_decoding(spec=replace(tiny.SPEC.autoencoder, decoder_base_channels=4))
+
+
 def test_schedule() -> None:
     comparisons.compare_schedule()

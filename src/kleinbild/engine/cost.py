@@ -74,6 +74,6 @@ def need(
 
 def decode_bytes(spec: AutoencoderSpec, size: Size, element: int) -> int:
     if size.area > LARGE_PICTURE:
-        return int(STRIP_MAPS * spec.base_channels * size.area * element)
-    widest = spec.base_channels * spec.channel_multipliers[min(1, len(spec.channel_multipliers) - 1)]
+        return int(STRIP_MAPS * spec.decoder_widths[0] * size.area * element)
+    widest = max(spec.decoder_widths[:2])
     return int(DECODE_MAPS * widest * size.area * element)

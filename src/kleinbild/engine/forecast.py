@@ -202,7 +202,7 @@ def _autoencoder_seconds(spec: AutoencoderSpec, device: torch.device, precision:
 
 def _attention_seconds(spec: AutoencoderSpec, device: torch.device, precision: Precision) -> float:
     """Of the autoencoder's one attention, for each pair of its cells."""
-    channels = spec.base_channels * spec.channel_multipliers[-1]
+    channels = spec.decoder_widths[-1]
     cells = 4 * (2 * PART_SIDE // spec.pixels_per_token) ** 2
     x = torch.randn(1, 1, cells, channels, device=device, dtype=compute_dtype(precision))
     return _seconds(lambda: F.scaled_dot_product_attention(x, x, x), device) / cells**2

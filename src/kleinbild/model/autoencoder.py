@@ -113,7 +113,7 @@ class Middle(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, spec: AutoencoderSpec) -> None:
         super().__init__()
-        widths = [spec.base_channels * m for m in spec.channel_multipliers]
+        widths = spec.encoder_widths
         groups = spec.num_groups
         self.conv_in = Convolution(3, widths[0])
         self.down = nn.ModuleList()
@@ -142,7 +142,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, spec: AutoencoderSpec) -> None:
         super().__init__()
-        widths = [spec.base_channels * m for m in spec.channel_multipliers]
+        widths = spec.decoder_widths
         groups = spec.num_groups
         self.post_quant_conv = Pointwise(spec.latent_channels, spec.latent_channels)
         self.conv_in = Convolution(spec.latent_channels, widths[-1])

@@ -72,7 +72,10 @@ class TextEncoderSpec:
 
 @dataclass(frozen=True, slots=True)
 class AutoencoderSpec:
-    """The picture autoencoder: 8 times smaller each way, then 2x2 patches into channels: 16 times, 4·z channels."""
+    """The picture autoencoder: 8 times smaller each way, then 2x2 patches into channels: 16 times, 4·z channels.
+
+    `decoder_base_channels` where the decoder has another width than the encoder, as FLUX.2's small decoder: 96.
+    """
 
     base_channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)
@@ -80,6 +83,17 @@ class AutoencoderSpec:
     latent_channels: int = 32
     num_groups: int = 32
     batch_norm_eps: float = 1e-4
+    decoder_base_channels: int | None = None
+
+    @property
+    def encoder_widths(self) -> list[int]:
+        """Channels of its levels, the one with the most pixels first."""
+        return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
+
+    @property
+    def decoder_widths(self) -> list[int]:
+        base = self.base_channels if self.decoder_base_channels is None else self.decoder_base_channels
+        return [base * multiplier for multiplier in self.channel_multipliers]
 
     @property
     def packed_channels(self) -> int:

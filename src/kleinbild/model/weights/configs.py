@@ -59,8 +59,10 @@ def transformer_config(spec: TransformerSpec) -> dict[str, Any]:
 def autoencoder_config(spec: AutoencoderSpec) -> dict[str, Any]:
     """The arguments of diffusers' `AutoencoderKLFlux2`."""
     num_levels = len(spec.channel_multipliers)
+    own_decoder = {"decoder_block_out_channels": spec.decoder_widths} if spec.decoder_base_channels else {}
     return {
-        "block_out_channels": [spec.base_channels * multiplier for multiplier in spec.channel_multipliers],
+        "block_out_channels": spec.encoder_widths,
+        **own_decoder,
         "down_block_types": ["DownEncoderBlock2D"] * num_levels,
         "up_block_types": ["UpDecoderBlock2D"] * num_levels,
         "layers_per_block": spec.num_res_blocks,

@@ -73,23 +73,25 @@ def autoencoder_shapes(spec: AutoencoderSpec) -> dict[str, Shape]:
 
 
 def _autoencoder_layers(spec: AutoencoderSpec) -> Iterator[tuple[str, Shape]]:
-    widths = [spec.base_channels * multiplier for multiplier in spec.channel_multipliers]
-    last, latent = len(widths) - 1, spec.latent_channels
+    latent, last = spec.latent_channels, len(spec.channel_multipliers) - 1
+    widths = spec.encoder_widths
     yield "encoder.conv_in", (widths[0], 3, 3, 3)
     yield "encoder.conv_out", (2 * latent, widths[last], 3, 3)
     yield "encoder.quant_conv", (2 * latent, 2 * latent, 1, 1)
     yield "encoder.norm_out", (widths[last],)
-    yield "decoder.post_quant_conv", (latent, latent, 1, 1)
-    yield "decoder.conv_in", (widths[last], latent, 3, 3)
-    yield "decoder.conv_out", (3, widths[0], 3, 3)
-    yield "decoder.norm_out", (widths[0],)
-    for half in ("encoder", "decoder"):
-        yield from _middle(f"{half}.mid", widths[last])
+    yield from _middle("encoder.mid", widths[last])
     for i, width in enumerate(widths):
         for k in range(spec.num_res_blocks):
             yield from _resnet(f"encoder.down.{i}.block.{k}", width if k else widths[max(i - 1, 0)], width)
         if i < last:
             yield f"encoder.down.{i}.downsample.conv", (width, width, 3, 3)
+    widths = spec.decoder_widths
+    yield "decoder.post_quant_conv", (latent, latent, 1, 1)
+    yield "decoder.conv_in", (widths[last], latent, 3, 3)
+    yield "decoder.conv_out", (3, widths[0], 3, 3)
+    yield "decoder.norm_out", (widths[0],)
+    yield from _middle("decoder.mid", widths[last])
+    for i, width in enumerate(widths):
         for k in range(spec.num_res_blocks + 1):
             yield from _resnet(f"decoder.up.{i}.block.{k}", width if k else widths[min(i + 1, last)], width)
         if i > 0:

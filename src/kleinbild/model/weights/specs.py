@@ -55,6 +55,7 @@ AUTOENCODER_LEVELS = {
     "bfl": r"encoder\.down\.(\d+)\.block\.(\d+)",
     "diffusers": r"encoder\.down_blocks\.(\d+)\.resnets\.(\d+)",
 }
+DECODER_PLACES: tuple[Place, ...] = ((r"decoder\.conv_out\.weight", 1, 1), (r"decoder\.(?:conv_)?norm_out\.\w+", 0, 1))
 LATENT_PLACES: tuple[Place, ...] = ((r"encoder\.conv_out\.\w+", 0, 2), (r".*post_quant_conv\.\w+", 0, 1))
 
 
@@ -122,12 +123,14 @@ def autoencoder_spec(component: Component, settings: Settings) -> AutoencoderSpe
     widths = [_vote(component, "width", (place,)) for place in of_level]
     if not widths or any(width % widths[0] for width in widths):
         raise WeightsError(f"{component.place}: {widths} are no widths of an autoencoder's levels")
+    decoder_width = _vote(component, "decoder's width", DECODER_PLACES)
     return AutoencoderSpec(
         base_channels=widths[0],
         channel_multipliers=tuple(width // widths[0] for width in widths),
         num_res_blocks=num_blocks,
         latent_channels=_vote(component, "latent channels", LATENT_PLACES),
         num_groups=settings.num_groups,
+        decoder_base_channels=decoder_width if decoder_width != widths[0] else None,
     )
 
 
