@@ -272,10 +272,65 @@ def test_a_damaged_file_that_is_needed_is_missing_not_a_crash(path: Path) -> Non
         load_model(path)
 
 
-def test_fp8_is_said_to_be_unreadable(path: Path) -> None:
+def test_what_cannot_be_read_is_said(path: Path) -> None:
     name = "img_in.weight"
-    change(path, lambda state: state.update({name: state[name].to(torch.float8_e4m3fn)}))
-    with pytest.raises(WeightsError, match=r"of a type that cannot be read: img_in\.weight \(F8_E4M3\)"):
+    change(path, lambda state: state.update({name: state[name].to(torch.int8)}))
+    with pytest.raises(WeightsError, match=r"of a type that cannot be read: img_in\.weight \(I8\)"):
+        load_model(path)
+
+
+def in_fp8(state: dict[str, Tensor], scale_name: str, *, rows: bool) -> dict[str, Tensor]:
+    """Every matrix of a transformer in float8 with its scale; what the numbers are then."""
+    read = {}
+    for name in [name for name, tensor in state.items() if tensor.ndim == 2]:
+        layer, weight = name.removesuffix("weight"), state[name].float()
+        largest = weight.abs().amax(dim=1) if rows else weight.abs().max()
+        scale = (largest / 448).clamp(min=1e-12)
+        state[name] = (weight / (scale[:, None] if rows else scale)).to(torch.float8_e4m3fn)
+        state[layer + scale_name] = scale
+        state[layer + "input_scale"] = torch.tensor(0.5)
+        read[name.removeprefix(COMFYUI_PREFIX)] = state[name].float() * (scale[:, None] if rows else scale)
+    return read
+
+
+@pytest.mark.parametrize(
+    ("scale_name", "rows"), [("weight_scale", False), ("weight_scale", True), ("scale_weight", False)]
+)
+def test_eight_bit_floats_are_read_with_their_scales(path: Path, scale_name: str, rows: bool) -> None:
+    wanted: dict[str, Tensor] = {}
+    change(path, lambda state: wanted.update(in_fp8(state, scale_name, rows=rows)))
+    network = load_model(path).transformer.state_dict()
+    assert len(wanted) > 20
+    for name, tensor in wanted.items():
+        assert torch.equal(network[name], tensor), name
+    relative = [
+        float((network[n] - t).norm() / t.norm()) for n, t in tiny.transformer().state_dict().items() if n in wanted
+    ]
+    assert max(relative) < 0.05
+
+
+def test_eight_bit_floats_in_a_comfyui_file(path: Path) -> None:
+    state = {COMFYUI_PREFIX + name: tensor for name, tensor in load_file(path).items()}
+    wanted = in_fp8(state, "scale_weight", rows=False)
+    save_file({**state, "scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)}, path)
+    network = load_model(path).transformer.state_dict()
+    assert all(torch.equal(network[name], tensor) for name, tensor in wanted.items())
+
+
+def test_eight_bit_floats_without_a_scale_are_numbers_as_they_are(path: Path) -> None:
+    name = "img_in.weight"
+    change(path, lambda state: state.update({name: state[name].to(torch.float8_e5m2)}))
+    expected = tiny.transformer().state_dict()[name].to(torch.float8_e5m2).float()
+    assert torch.equal(load_model(path).transformer.state_dict()[name], expected)
+
+
+def test_scales_of_blocks_are_refused(path: Path) -> None:
+    def edit(state: dict[str, Tensor]) -> None:
+        state["img_in.weight"] = state["img_in.weight"].to(torch.float8_e4m3fn)
+        state["img_in.weight_scale"] = torch.ones(2, 2)
+
+    change(path, edit)
+    with pytest.raises(WeightsError, match=r"img_in\.weight has 4 scales for its \d+ rows"):
         load_model(path)
 
 

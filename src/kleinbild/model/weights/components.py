@@ -8,6 +8,7 @@ from typing import Literal
 
 from kleinbild.model.weights.headers import StoredTensors
 from kleinbild.model.weights.layouts import COMFYUI_PREFIX, Naming, Shape
+from kleinbild.model.weights.scaled import with_scales
 
 Kind = Literal["transformer", "text_encoder", "autoencoder"]
 Layout = Literal["bfl", "diffusers", "comfyui", "gguf"]
@@ -49,6 +50,7 @@ class Component:
 
 def recognize(stored: StoredTensors) -> Component | None:
     """Which network this is, or None where the names fit none."""
+    stored = with_scales(stored)
     prefix = COMFYUI_PREFIX if any(name.startswith(COMFYUI_PREFIX) for name in stored.tensors) else ""
     names = [name.removeprefix(prefix) for name in stored.tensors]
     hits = {key: sum(bool(re.match(start, name)) for name in names) for key, start in BEGINNINGS.items()}

@@ -20,12 +20,13 @@ from kleinbild.model.weights.layouts import (
     diffusers_transformer,
     same_names,
 )
+from kleinbild.model.weights.scaled import FLOAT8
 from kleinbild.model.weights.shapes import autoencoder_shapes, text_encoder_shapes, transformer_shapes
 
 Spec = TransformerSpec | TextEncoderSpec | AutoencoderSpec
 
 LISTED = 8  # how many tensors an error names; the rest is counted
-FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16", *FLOAT8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Fit:
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     misshapen: tuple[Misshapen, ...]
-    unreadable: tuple[str, ...]  # of a number type that cannot be read, such as fp8
+    unreadable: tuple[str, ...]  # of a number type that cannot be read, such as four bits
 
     @property
     def complete(self) -> bool:

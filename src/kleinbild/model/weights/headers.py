@@ -39,9 +39,12 @@ MAX_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
+    """`scale` is the tensor that these numbers are to be multiplied by, its file and name: a number, or one a row."""
+
     dtype: str
     shape: Shape
     path: Path
+    scale: tuple[Path, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from kleinbild.model.weights.components import Component
 from kleinbild.model.weights.convert import to_ours
 from kleinbild.model.weights.fit import Spec, expected_shapes, require_fit, sources_of
 from kleinbild.model.weights.gguf import gguf_reader
+from kleinbild.model.weights.scaled import read_scaled
 from kleinbild.model.weights.settings import Settings
 from kleinbild.model.weights.sources import Parts, locate_parts, model_spec
 
@@ -183,18 +184,17 @@ def _reader(component: Component, stack: ExitStack, *, keep: bool) -> Callable[[
         files = {path: stack.enter_context(safe_open(path, framework="pt")) for path in paths}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{component.place} cannot be read: {error}", "fetch it again") from error
-    return lambda name: files[tensors[name].path].get_tensor(name)
+    return lambda name: read_scaled(lambda path, each: files[path].get_tensor(each), tensors[name], name)
 
 
 def tensor_reader(component: Component) -> Callable[[str], Tensor]:
     """A function from a tensor's name in the component's files to the tensor, each read by itself."""
     if component.stored.container == "gguf":
         return gguf_reader(component.stored.paths)
-    tensors = component.stored.tensors
-    return lambda name: _read_alone(tensors[name].path, name, component)
+    return lambda name: read_scaled(partial(_read_alone, component), component.stored.tensors[name], name)
 
 
-def _read_alone(path: Path, name: str, component: Component) -> Tensor:
+def _read_alone(component: Component, path: Path, name: str) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
