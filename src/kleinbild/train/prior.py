@@ -3,34 +3,76 @@
 Source: Ruiz et al., "DreamBooth" (2022), section 3.2. An adapter serves base and distilled model; the pictures are made
 by the distilled one in its few steps, or by the base where that is not on this machine. They are kept in the run's folder,
 so that a run that resumes finds them.
+
+Half of them show what the captions say without the trigger words, as in that paper the class without the identifier: then
+nothing but the trigger tells one from the other, and that is what is learned. Without them a style was learned as a property
+of the pictures that had it (docs/log.md).
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
 
+from kleinbild.core.errors import PromptError
 from kleinbild.core.requests import PictureRequest
 from kleinbild.engine.runtime import Engine
 from kleinbild.model import catalog
 from kleinbild.train.data.cache import Progress
 from kleinbild.train.data.examples import Example
 from kleinbild.train.defaults import Trainee
-from kleinbild.train.neutral import Neutral, neutral_requests
+from kleinbild.train.neutral import Neutral, neutral_requests, words
 
 FOLDER = "prior"
+LEADING = frozenset({"a", "an", "the", "in", "of", "style"})  # what may stand beside a trigger: "in the style of zorp"
+
+
+def prior_requests(
+    examples: Sequence[Example], trigger_words: Sequence[str], vocabulary: str | None, count: int
+) -> list[Neutral]:
+    """What `count` pictures are to show. Half: what is learned, without the trigger words where these are a part of their
+    own (`a fox on teal, zorp`); again and again, where there are few. The other half, or all, is neutral."""
+    contrasts = dict.fromkeys(
+        text
+        for example in examples
+        if not example.regularization and not example.references
+        for caption in example.captions
+        if (text := without(caption, trigger_words)) and _is_known(text, vocabulary)
+    )
+    asked = [Neutral(text) for text in islice(cycle(contrasts), count // 2)]
+    return asked + neutral_requests(vocabulary, count - len(asked))
+
+
+def without(caption: str, trigger_words: Sequence[str]) -> str:
+    """The caption without the parts between commas that only name a trigger; "" where no part does, or nothing is left."""
+    trigger = {word for each in trigger_words for word in words(each)}
+    parts = caption.split(",")
+    kept = [part for part in parts if not trigger & set(words(part)) or set(words(part)) - trigger - LEADING]
+    return ",".join(kept).strip() if len(kept) < len(parts) else ""
+
+
+def _is_known(prompt: str, vocabulary: str | None) -> bool:
+    if vocabulary == "nano":
+        from kleinbild.nano.words import check
+
+        try:
+            check(prompt, 0)
+        except PromptError:
+            return False
+    return True
 
 
 def prior_examples(
-    folder: Path, base: str, trainee: Trainee, count: int, device: torch.device, progress: Progress
+    folder: Path, base: str, trainee: Trainee, asked: Sequence[Neutral], device: torch.device, progress: Progress
 ) -> tuple[Example, ...]:
-    """`count` regularization examples in `folder`, which need not exist; what is there already is not made again.
+    """A regularization example for each of `asked`, in `folder`, which need not exist; what is there already is not made again.
 
     `base` is what will be trained. The engine that makes the pictures is gone afterwards.
     """
-    asked = neutral_requests(trainee.settings.vocabulary, count)
     examples = tuple(_example(folder / f"{number:04d}", each) for number, each in enumerate(asked))
     missing = [number for number, example in enumerate(examples) if not example.target.is_file()]
     if missing:

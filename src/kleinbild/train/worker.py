@@ -37,7 +37,7 @@ from kleinbild.train.frozen import quantize_base
 from kleinbild.train.loop import Judge, Run, train
 from kleinbild.train.networks import trained_from
 from kleinbild.train.prior import FOLDER as PRIOR
-from kleinbild.train.prior import prior_examples
+from kleinbild.train.prior import prior_examples, prior_requests
 from kleinbild.train.processes import Processes, check_share, join_processes
 from kleinbild.train.recipe import FILE, MODEL, Recipe, read, write
 from kleinbild.train.results import prepare_model
@@ -113,9 +113,10 @@ def prepare(
         write(recipe, folder / FILE)
     if recipe.prior_pictures:
         with processes.first_alone():  # the others find what it has made
-            prior = prior_examples(
-                folder / PRIOR, recipe.model, trainee, recipe.prior_pictures, processes.device, progress
+            asked = prior_requests(
+                dataset.examples, recipe.trigger_words, trainee.settings.vocabulary, recipe.prior_pictures
             )
+            prior = prior_examples(folder / PRIOR, recipe.model, trainee, asked, processes.device, progress)
         dataset = replace(dataset, examples=(*dataset.examples, *prior))
     model = load_model(recipe.model, device=processes.device, precision=LOADED[recipe.precision])
     with processes.first_alone():  # the others find what it has encoded

@@ -17,11 +17,12 @@ from kleinbild.train import worker
 from kleinbild.train.data.examples import Example
 from kleinbild.train.defaults import trainee_of
 from kleinbild.train.neutral import neutral_requests
-from kleinbild.train.prior import prior_examples
+from kleinbild.train.prior import prior_examples, prior_requests, without
 from kleinbild.train.processes import Processes
 from tests.unit.train.made import pictures
 
 CPU = torch.device("cpu")
+ASKED = neutral_requests("nano", 6)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -44,21 +45,46 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("run") / "prior"
     told: list[tuple[str, int, int]] = []
     examples = prior_examples(
-        folder, "nano-base", trainee_of("nano-base"), 6, CPU, lambda *progress: told.append(progress)
+        folder, "nano-base", trainee_of("nano-base"), ASKED, CPU, lambda *progress: told.append(progress)
     )
     return Made(examples, folder, told)
 
 
 def test_prior_examples_are_pictures_of_what_the_model_was_asked(made: Made) -> None:
-    asked = neutral_requests("nano", 6)
-    assert [example.caption for example in made.examples] == [each.prompt for each in asked]
-    assert [len(example.references) for example in made.examples] == [len(each.references) for each in asked]
+    assert [example.caption for example in made.examples] == [each.prompt for each in ASKED]
+    assert [len(example.references) for example in made.examples] == [len(each.references) for each in ASKED]
     assert all(example.regularization for example in made.examples)
     assert len({example.name for example in made.examples}) == 6
     images = [np.asarray(Image.open(example.target)) for example in made.examples]
     assert all(image.shape == (128, 128, 3) for image in images)
     assert all(image.std() > 5 for image in images)
     assert made.told == [("making prior pictures", done, 6) for done in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("caption", "kept"),
+    [
+        ("a fox on teal, blorp", "a fox on teal"),
+        ("Blorp style, a fox, in the snow", "a fox, in the snow"),
+        ("a fox, in the style of a blorp", "a fox"),
+        ("a fox, a blorp house", ""),  # what would be left might be anything
+        ("a blorp on teal", ""),
+        ("blorp", ""),
+        ("a fox, on teal", ""),
+    ],
+)
+def test_what_a_caption_says_without_its_trigger(caption: str, kept: str) -> None:
+    assert without(caption, ["blorp"]) == kept
+
+
+def test_half_show_what_is_learned_without_the_trigger() -> None:
+    styled = Example(Path("a.png"), "a fox on teal, blorp", wordings=("a fox, teal background, blorp", "a zebu, blorp"))
+    edit = Example(Path("b.png"), "make it red, blorp", (Path("c.png"),))
+    kept = Example(Path("d.png"), "an owl, blorp", regularization=True)
+    asked = [each.prompt for each in prior_requests([styled, edit, kept], ["blorp"], "nano", 7)]
+    assert asked[:3] == ["a fox on teal", "a fox, teal background", "a fox on teal"]
+    assert asked[3:] == [each.prompt for each in neutral_requests("nano", 4)]
+    assert len(prior_requests([edit], ["blorp"], "nano", 5)) == 5
 
 
 def test_pictures_that_are_there_are_not_made_again(made: Made) -> None:
@@ -68,7 +94,7 @@ def test_pictures_that_are_there_are_not_made_again(made: Made) -> None:
     damaged.target.write_bytes(b"somebody's own")
     told: list[tuple[str, int, int]] = []
     again = prior_examples(
-        made.folder, "nano-base", trainee_of("nano-base"), 6, CPU, lambda *progress: told.append(progress)
+        made.folder, "nano-base", trainee_of("nano-base"), ASKED, CPU, lambda *progress: told.append(progress)
     )
     assert again == made.examples
     assert told == [("making prior pictures", 0, 1)]
