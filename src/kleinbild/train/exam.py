@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from kleinbild.core.errors import PromptError
 from kleinbild.core.sizes import Size
 from kleinbild.model.weights import Model
 from kleinbild.train.data.cache import Encoded
 from kleinbild.train.likeness import Look, look_of_tokens
-from kleinbild.train.neutral import neutral_prompts
+from kleinbild.train.neutral import is_known, neutral_prompts
 from kleinbild.train.studio import Ask
 from kleinbild.train.sweep import Taught
 
@@ -73,14 +72,8 @@ def exam_of(
 
 
 def _can_ask(model: Model, one: Encoded, known_words: Sequence[str]) -> bool:
-    if model.settings.vocabulary == "nano":
-        from kleinbild.nano.words import check
-
-        try:
-            check(one.example.caption, len(one.example.references), known_words)
-        except PromptError:
-            return False
-    return bool(one.example.caption.strip())
+    caption, vocabulary = one.example.caption, model.settings.vocabulary
+    return bool(caption.strip()) and is_known(caption, vocabulary, len(one.example.references), known_words)
 
 
 def once_each(samples: Iterable[Encoded]) -> list[Encoded]:

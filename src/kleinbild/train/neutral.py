@@ -14,9 +14,11 @@ from random import Random
 
 from PIL import Image
 
+from kleinbild.core.errors import PromptError
 from kleinbild.nano.scenes.lexicon import NOUNS
 from kleinbild.nano.scenes.render import Scene, render
 from kleinbild.nano.scenes.tasks import Draw, Sample, Task, samples
+from kleinbild.nano.words import check
 
 PROMPTS = (
     "a red bicycle leaning against a brick wall",
@@ -81,6 +83,16 @@ def neutral_prompts(captions: Sequence[str], *, vocabulary: str | None, num: int
     asked = neutral_requests(vocabulary, len(PROMPTS) * 2)
     ours = dict.fromkeys(each.prompt for each in asked if not each.references)
     return tuple(sorted(ours, key=lambda prompt: len(known.intersection(words(prompt))))[:num])
+
+
+def is_known(prompt: str, vocabulary: str | None, num_references: int = 0, learned: Sequence[str] = ()) -> bool:
+    """Whether a model with this vocabulary takes the prompt. `learned` are words that it does not know, but its adapter."""
+    if vocabulary == "nano":
+        try:
+            check(prompt, num_references, learned)
+        except PromptError:
+            return False
+    return True
 
 
 def words(text: str) -> tuple[str, ...]:

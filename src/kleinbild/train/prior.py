@@ -5,8 +5,7 @@ by the distilled one in its few steps, or by the base where that is not on this 
 so that a run that resumes finds them.
 
 Half of them show what the captions say without the trigger words, as in that paper the class without the identifier: then
-nothing but the trigger tells one from the other, and that is what is learned. Without them a style was learned as a property
-of the pictures that had it (docs/log.md).
+nothing but the trigger tells one from the other.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from pathlib import Path
 
 import torch
 
-from kleinbild.core.errors import PromptError
 from kleinbild.core.requests import PictureRequest
 from kleinbild.engine.runtime import Engine
 from kleinbild.model import catalog
 from kleinbild.train.data.cache import Progress
 from kleinbild.train.data.examples import Example
 from kleinbild.train.defaults import Trainee
-from kleinbild.train.neutral import Neutral, neutral_requests, words
+from kleinbild.train.neutral import Neutral, is_known, neutral_requests, words
 
 FOLDER = "prior"
 LEADING = frozenset({"a", "an", "the", "in", "of", "style"})  # what may stand beside a trigger: "in the style of zorp"
@@ -41,7 +39,7 @@ def prior_requests(
         for example in examples
         if not example.regularization and not example.references
         for caption in example.captions
-        if (text := without(caption, trigger_words)) and _is_known(text, vocabulary)
+        if (text := without(caption, trigger_words)) and is_known(text, vocabulary)
     )
     asked = [Neutral(text) for text in islice(cycle(contrasts), count // 2)]
     return asked + neutral_requests(vocabulary, count - len(asked))
@@ -53,17 +51,6 @@ def without(caption: str, trigger_words: Sequence[str]) -> str:
     parts = caption.split(",")
     kept = [part for part in parts if not trigger & set(words(part)) or set(words(part)) - trigger - LEADING]
     return ",".join(kept).strip() if len(kept) < len(parts) else ""
-
-
-def _is_known(prompt: str, vocabulary: str | None) -> bool:
-    if vocabulary == "nano":
-        from kleinbild.nano.words import check
-
-        try:
-            check(prompt, 0)
-        except PromptError:
-            return False
-    return True
 
 
 def prior_examples(
