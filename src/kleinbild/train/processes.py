@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from kleinbild.core.errors import EngineError, RequestError
+from kleinbild.train.attention import leave_out_cudnn
 
 LAUNCH = "`accelerate launch --multi_gpu --num_processes N -m kleinbild.train.worker FOLDER`"
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
@@ -88,6 +89,7 @@ class Processes:
 def join_processes(device: str | None = None) -> Processes:
     """This process's place among those that `accelerate launch` started, or alone. Raises RequestError where they were
     told to shard, EngineError where they do not see each other."""
+    leave_out_cudnn()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     if sharding := [name for name in SHARDING if os.environ.get(name, "false").lower() in ("true", "1")]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from kleinbild.core.errors import RequestError
@@ -23,6 +24,17 @@ def test_sharding_is_refused_in_words(monkeypatch: pytest.MonkeyPatch, way: str)
     with pytest.raises(RequestError, match=f"{way}: a run is not sharded") as refused:
         join_processes()
     assert "accelerate launch --multi_gpu" in refused.value.hint
+
+
+def test_no_gradient_goes_through_cudnns_attention() -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        join_processes("cpu")
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def test_two_processes_make_the_weights_of_one(tmp_path: Path) -> None:

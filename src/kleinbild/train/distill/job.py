@@ -17,6 +17,7 @@ from kleinbild.model.adapters import registry
 from kleinbild.model.adapters.applied import Use, bind
 from kleinbild.model.adapters.read import read_adapter
 from kleinbild.model.weights import Model, load_model
+from kleinbild.train.attention import leave_out_cudnn
 from kleinbild.train.distill.field import Field, Guided, Sample
 from kleinbild.train.distill.guards import examine
 from kleinbild.train.distill.loop import Report, Run, train
@@ -53,6 +54,7 @@ def distill(
     Raises RequestError, ModelError or OutputError for what cannot be done, EngineError where training came to nothing.
     """
     _check(order)
+    leave_out_cudnn()
     model = load_model(order.model, device=order.device)
     recipe = with_settings(recipe_for(model.spec, order.product), order.settings)
     if model.settings.distilled:
