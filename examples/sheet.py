@@ -24,7 +24,7 @@ def pictures() -> list[tuple[str, kleinbild.Picture]]:
                 "three strawberries on a peach gradient",
                 "a rocket under the night sky",
                 "an owl above a pumpkin, lavender background",
-                "a sailboat on the beach",
+                "an elephant, a giraffe and a lion, desert background",
             ),
             start=1,
         )

@@ -120,7 +120,7 @@ WRONG = {
     "empty output": (["generate", PROMPT, "-o", ""], 4, "-o is empty", "name a file"),
     "many to stdout": (["generate", PROMPT, "-o", "-", "-n", "2"], 4, "one picture", "folder"),
     "picture and JSON to stdout": (["generate", PROMPT, "-o", "-", "--json"], 4, "picture itself", "--json"),
-    "sheet into nowhere": (["nano", "eval", "--sheet", "missing/sheet.png"], 4, "missing does not exist", "mkdir"),
+    "sheet into nowhere": (["nano", "eval", "--sheets", "missing/sheets"], 4, "missing does not exist", "mkdir"),
     "unreachable hub": (["pull", "klein-4b"], 5, "cannot be reached", "same command again"),
 }
 

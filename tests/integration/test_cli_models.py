@@ -112,13 +112,14 @@ def test_eval_measures_each_row_and_misses_goals_with_random_weights(tmp_path: P
     model = write_model(
         tmp_path / "model", settings=replace(SETTINGS, default_size=128, default_steps=1, max_text_tokens=100)
     )
-    sheet = tmp_path / "sheet.png"
-    assert run(["nano", "eval", "-m", str(model), "--count", "1", "--sheet", str(sheet)]) == 3
+    sheets = tmp_path / "sheets"
+    assert run(["nano", "eval", "-m", str(model), "--count", "1", "--sheets", str(sheets)]) == 3
     told = capsys.readouterr()
     header, *rows = told.out.splitlines()
-    assert header.split() == ["task", "pictures", "all", "right", "goal", "PSNR", "in", "boxes"]
+    assert header.split() == "task pictures all right 95 % interval goal PSNR in boxes of what stays".split()
     assert len(rows) >= 10
-    assert rows[0].split()[:6] == ["one", "object", "1", "0.0%", "95.0%", "MISSED"]
+    assert rows[0].split()[:8] == "one object 1 0.0% 0% to 79% 98%".split()
     assert "misses its goal" in told.err
-    with Image.open(sheet) as image:
-        assert image.height > 100 * len(rows)
+    assert len(list(sheets.iterdir())) == len(rows)
+    with Image.open(sheets / "one-object.png") as image:
+        assert image.height > 128

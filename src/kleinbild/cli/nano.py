@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kleinbild.nano.evaluate import Row
 
 MAX_COUNT = 10_000
-DEFAULT_COUNT = 100
+DEFAULT_COUNT = 200
 
 nano = typer.Typer(help="The built-in model: its evaluation.")
 
@@ -42,13 +42,13 @@ def evaluate(
     count: Annotated[
         int,
         typer.Option(
-            "--count", metavar="N", parser=read_count, show_default=False, help="Pictures a row. Default: 100."
+            "--count", metavar="N", parser=read_count, show_default=False, help="Pictures a row. Default: 200."
         ),
     ] = DEFAULT_COUNT,
-    sheet: Annotated[
+    sheets: Annotated[
         Path | None,
         typer.Option(
-            "--sheet", metavar="FILE", help="Write the first pictures of each row into one, right ones framed green."
+            "--sheets", metavar="FOLDER", help="Write a contact sheet for each row, right pictures framed green."
         ),
     ] = None,
     as_json: options.Json = False,
@@ -57,10 +57,10 @@ def evaluate(
 
     An oracle that knows nano's world judges every picture. Exits with 3 if a row misses its goal.
     """
-    from kleinbild.cli.sheet import Sheet
+    from kleinbild.cli.sheet import Sheets
     from kleinbild.nano.evaluate import evaluate as run
 
-    pictures = Sheet(sheet) if sheet else None
+    pictures = Sheets(sheets) if sheets else None
     with progress(f"evaluating {model}") as bar:
         rows = run(model, count, bar.step, pictures.add if pictures else None)
     if as_json:
@@ -68,8 +68,8 @@ def evaluate(
     else:
         print_rows(rows)
     if pictures:
-        say(f"the pictures are in {pictures.save()}")
-    if missed := [row.task for row in rows if row.bar is not None and row.right < row.bar]:
+        say(f"the sheets are in {pictures.save()}")
+    if missed := [row.task for row in rows if row.right < row.bar]:
         raise ModelError(
             f"{model} misses its goal in {len(missed)} of {len(rows)} rows: {', '.join(missed)}", "train it further"
         )
@@ -77,18 +77,13 @@ def evaluate(
 
 def print_rows(rows: Sequence[Row]) -> None:
     cells = [
-        (row.task, str(row.count), percent(row.right), percent(row.bar), verdict(row), f"{row.box_psnr:.1f} dB")
+        (row.task, str(row.count), f"{row.right:.1%}", f"{row.low:.0%} to {row.high:.0%}", f"{row.bar:.0%}",
+         "met" if row.right >= row.bar else "MISSED", decibels(row.box_psnr), decibels(row.kept_psnr))
         for row in rows
-    ]
-    columns = ["task", "pictures", "all right", "goal", "", "PSNR in boxes"]
-    result_table(columns, cells, numbers=["pictures", "all right", "goal", "PSNR in boxes"])
+    ]  # fmt: skip
+    columns = ["task", "pictures", "all right", "95 % interval", "goal", "", "PSNR in boxes", "of what stays"]
+    result_table(columns, cells, numbers=["pictures", "all right", "goal", "PSNR in boxes", "of what stays"])
 
 
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
-
-
-def verdict(row: Row) -> str:
-    if row.bar is None:
-        return ""
-    return "met" if row.right >= row.bar else "MISSED"
+def decibels(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} dB"

@@ -38,6 +38,7 @@ from kleinbild.core.training import (
 
 RUN = "run"
 PAUSED = 130
+MOST_STEPS = 10_000_000
 
 
 class _RunFirst(TyperGroup):
@@ -72,6 +73,64 @@ def recipes() -> None:
         rows.append((name, about, " ".join(f"{key}={value}" for key, value in values.items())))
     result_table(["recipe", "for", "settings"], rows)
     say("kleinbild train RECIPE --data DIR trains; --set key=value changes any setting.")
+
+
+def read_steps(text: str) -> int:
+    return options.whole_number("--steps", text, 1, MOST_STEPS)
+
+
+def read_updates(text: str) -> int:
+    return options.whole_number("--updates", text, 1, MOST_STEPS)
+
+
+def read_minutes(text: str) -> int:
+    return options.whole_number("--minutes", text, 1, MOST_STEPS)
+
+
+@train.command("nano")
+def nano_itself(
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", show_default=False, help="Folder of the run. Default: runs/nano.")
+    ] = Path("runs/nano"),
+    minutes: Annotated[
+        int,
+        typer.Option(
+            "--minutes", metavar="N", parser=read_minutes, show_default=False, help="Of the autoencoder. Default: 40."
+        ),
+    ] = 40,
+    steps: Annotated[
+        int,
+        typer.Option(
+            "--steps", metavar="N", parser=read_steps, show_default=False, help="Of the base model. Default: 20000."
+        ),
+    ] = 20_000,
+    updates: Annotated[
+        int,
+        typer.Option(
+            "--updates", metavar="N", parser=read_updates, show_default=False, help="Of the student. Default: 550."
+        ),
+    ] = 550,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", parser=options.read_seed, show_default=False, help="Default: 0.")
+    ] = 0,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 or mps. Default: the best here.")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the blocks: faster after the first minutes.")
+    ] = False,
+) -> None:
+    """Train nano itself, from nothing, on the world that it is drawn from.
+
+    The same command goes on after a stop. The model is in DIR/weights at the end; `kleinbild nano eval -m
+    DIR/weights/nano.safetensors` measures it.
+    """
+    from kleinbild.engine.runtime import choose_device
+    from kleinbild.train.nano.whole import Plan, train_all
+
+    chosen = choose_device(device)
+    for path in train_all(out, Plan(minutes, steps, updates, seed=seed), chosen, compiled=compiled):
+        result(str(path))
 
 
 @train.command(RUN)

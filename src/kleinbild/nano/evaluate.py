@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import sqrt
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -20,13 +21,13 @@ from kleinbild.core.adapters import AdapterUse
 from kleinbild.core.requests import PictureRequest
 from kleinbild.nano.scenes.lexicon import NOUNS, UNSEEN
 from kleinbild.nano.scenes.oracle import Verdict, judge
-from kleinbild.nano.scenes.render import Scene, render
+from kleinbild.nano.scenes.render import Pixels, Scene, render
 from kleinbild.nano.scenes.tasks import Draw, Sample, Task, is_held_out, samples
 
 if TYPE_CHECKING:
     from kleinbild.engine.runtime import Engine
 
-DEFAULT_COUNT = 100
+DEFAULT_COUNT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,34 +36,45 @@ class Goal:
 
     label: str
     task: Task
-    bar: float | None
+    bar: float
     unseen: bool = False
 
 
 GOALS = (
-    Goal("one object", "one", 0.95),
-    Goal("two objects", "two", 0.95),
-    Goal("two to four of a kind", "count", 0.85),
-    Goal("edit: background", "background", 0.95),
-    Goal("edit: remove", "remove", 0.90),
-    Goal("edit: add", "add", 0.90),
-    Goal("edit: replace", "replace", 0.85),
-    Goal("object 1 on background 2", "object on background", 0.90),
-    Goal("object 1 on background 2, unseen objects", "object on background", 0.90, unseen=True),
-    Goal("object 1 into scene 2", "object into scene", 0.60),
-    Goal("object 1 into scene 2, unseen objects", "object into scene", None, unseen=True),
+    Goal("one object", "one", 0.98),
+    Goal("two objects", "two", 0.96),
+    Goal("three objects", "three", 0.90),
+    Goal("two to four of a kind", "count", 0.92),
+    Goal("edit: background", "background", 0.98),
+    Goal("edit: remove", "remove", 0.96),
+    Goal("edit: add", "add", 0.95),
+    Goal("edit: replace", "replace", 0.93),
+    Goal("edit: move", "move", 0.88),
+    Goal("object 1 on background 2", "object on background", 0.96),
+    Goal("object 1 on background 2, unseen objects", "object on background", 0.94, unseen=True),
+    Goal("object 1 into scene 2", "object into scene", 0.90),
+    Goal("object 1 into scene 2, unseen objects", "object into scene", 0.85, unseen=True),
+    Goal("both objects", "both objects", 0.88),
+    Goal("both objects, unseen objects", "both objects", 0.82, unseen=True),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`right` is the share (0 to 1) of pictures that are all right, `box_psnr` the mean in dB, `bar` what is asked."""
+    """One line of the table.
+
+    `right` is the share (0 to 1) of pictures that are all right, `low` and `high` its 95 % interval (Wilson's), `bar` what is
+    asked. In dB, means: `box_psnr` where things stand, `kept_psnr` of what an edit was not asked to change (None: no edit).
+    """
 
     task: str
     count: int
     right: float
+    low: float
+    high: float
+    bar: float
     box_psnr: float
-    bar: float | None
+    kept_psnr: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +125,12 @@ def attempt(engine: Engine, sample: Sample, random: Random, adapters: tuple[Adap
     """Asks the engine for one sample, with `adapters`, and judges what comes."""
     request = replace(asked(engine.name, sample, random), adapters=adapters)
     picture = engine.generate(request).pil
-    return Trial(sample, request.prompt, picture, judge(np.asarray(picture), sample.target))
+    return Trial(sample, request.prompt, picture, verdict_on(np.asarray(picture), sample))
+
+
+def verdict_on(picture: Pixels, sample: Sample) -> Verdict:
+    """The oracle's verdict, also on what an edit was not asked to change."""
+    return judge(picture, sample.target, before=sample.references[-1] if sample.references else None)
 
 
 def asked(model: str, sample: Sample, random: Random) -> PictureRequest:
@@ -135,7 +152,17 @@ def encoded(scene: Scene) -> bytes:
     return buffer.getvalue()
 
 
+def interval(right: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, of `right` in `count`."""
+    z, share = 1.96, right / count
+    middle, spread = share + z * z / (2 * count), z * sqrt(share * (1 - share) / count + z * z / (4 * count**2))
+    return max(0.0, (middle - spread) / (1 + z * z / count)), min(1.0, (middle + spread) / (1 + z * z / count))
+
+
 def _row(goal: Goal, verdicts: list[Verdict]) -> Row:
-    right = sum(verdict.all_right for verdict in verdicts) / len(verdicts)
-    box_psnr = float(np.mean([verdict.box_psnr for verdict in verdicts]))
-    return Row(goal.label, len(verdicts), right, box_psnr, goal.bar)
+    right, count = sum(verdict.all_right for verdict in verdicts), len(verdicts)
+    kept = [verdict.kept_psnr for verdict in verdicts if verdict.kept_psnr is not None]
+    return Row(
+        goal.label, count, right / count, *interval(right, count), goal.bar,
+        float(np.mean([verdict.box_psnr for verdict in verdicts])), float(np.mean(kept)) if kept else None,
+    )  # fmt: skip

@@ -17,11 +17,14 @@ JOINING_WORDS = frozenset(
     """a an the of on in at to with and from for it is into by or i my please want
     picture image object draw background plain
     left right top bottom middle center corner above below under over next
-    two three four 1 2
-    change make replace put remove delete take away erase add place turn swap use insert""".split()
+    two three four 1 2 side beside
+    change make replace put remove delete take away erase add place turn swap use insert move shift bring
+    both objects together""".split()
 )
-EDIT_WORDS = frozenset("change make replace remove delete take erase add turn swap insert image".split())
-MAX_KINDS = 2
+EDIT_WORDS = frozenset(
+    "change make replace remove delete take erase add turn swap insert image move shift bring both".split()
+)
+MAX_KINDS = 3
 
 
 def check(prompt: str, num_references: int, learned: Iterable[str] = ()) -> None:

@@ -27,11 +27,12 @@ def orthogonalize(x_NRC: Tensor) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     gram = x @ x.mT
     identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
-    total = identity.expand_as(gram)
-    for _ in range(NUM_ITERATIONS):
+    total = identity
+    for iteration in range(NUM_ITERATIONS):
         step = a * identity + b * gram + c * (gram @ gram)
-        total = step @ total
-        gram = step @ gram @ step
+        total = step @ total if iteration else step
+        if iteration < NUM_ITERATIONS - 1:
+            gram = step @ gram @ step
     out: Tensor = total @ x
     return out.mT if transposed else out
 

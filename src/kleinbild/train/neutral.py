@@ -102,8 +102,11 @@ def words(text: str) -> tuple[str, ...]:
 
 def _mixed(random: Random) -> Iterator[Sample]:
     """Samples of nano's world: every task as often as any other, and as many new pictures as edits."""
-    made: tuple[Task, ...] = ("one", "two", "count")
-    edits: tuple[Task, ...] = ("background", "remove", "add", "replace", "object on background", "object into scene")
+    made: tuple[Task, ...] = ("one", "two", "three", "count")
+    edits: tuple[Task, ...] = (
+        "background", "remove", "add", "replace", "move",
+        "object on background", "object into scene", "both objects",
+    )  # fmt: skip
     stream = samples(Draw(random, evaluation=False, codes=tuple(noun.code for noun in NOUNS)))
     while True:
         task = random.choice(random.choice((made, edits)))

@@ -327,13 +327,13 @@ def test_wrong_values(make_wrong: Callable[[], object], words: str) -> None:
 def test_what_an_adapter_learned_may_be_said_to_nano(tmp: Path) -> None:
     shapes = adapters.shapes(load_model("nano").spec.transformer)
     entry = Maker().entry("lora", "img_in", shapes["img_in"])
-    registered("fuchur", Adapter((entry,)), tmp, trigger_words=("Fuchur the dragon", "sks-7"))
+    registered("fuchur", Adapter((entry,)), tmp, trigger_words=("Fuchur the wizard", "sks-7"))
     asked = PictureRequest("fuchur on sks-7 mint", adapters=(AdapterUse("fuchur"),))
     assert check(asked).adapters[0].name == "fuchur"
     with pytest.raises(RequestError, match='nano does not know "fuchur", "sks-7"'):
         check(replace(asked, adapters=()))
-    with pytest.raises(RequestError, match='nano does not know "dragons"'):
-        check(replace(asked, prompt="fuchur and dragons"))
+    with pytest.raises(RequestError, match='nano does not know "wizards"'):
+        check(replace(asked, prompt="fuchur and wizards"))
 
 
 # --- a budget of bytes -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
 from kleinbild.nano import words
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS, NOUNS, UNSEEN
@@ -23,8 +24,8 @@ def some(count: int, *, evaluation: bool = False, codes: tuple[str, ...] = NAMED
 
 
 def test_the_world_is_as_large_as_promised() -> None:
-    assert len(NOUNS) >= 64
-    assert len(BACKGROUNDS) >= 24
+    assert len(NOUNS) >= 80
+    assert len(BACKGROUNDS) >= 30
     assert not set(UNSEEN) & set(NAMED)
     assert {*NAMED, *UNSEEN} <= set(sprites())
 
@@ -36,17 +37,19 @@ def test_training_never_shows_what_evaluation_asks_for() -> None:
 
 
 def test_every_task_is_drawn() -> None:
-    tasks = [sample.task for sample in some(3000)]
-    assert all(tasks.count(task) > 100 for task in set(tasks))
-    assert len(set(tasks)) == 9
+    tasks = [sample.task for sample in some(6000)]
+    assert all(tasks.count(task) > 80 for task in set(tasks))
+    assert len(set(tasks)) == 12
 
 
 def test_edits_change_only_what_they_say() -> None:
     for sample in some(2000):
         if sample.task == "background":
             assert sample.target.placed == sample.references[0].placed
-        if sample.task in ("remove", "add", "replace"):
+        if sample.task in ("remove", "add", "replace", "move"):
             assert sample.target.background == sample.references[0].background
+        if sample.task == "move":
+            assert len(set(sample.target.placed) - set(sample.references[0].placed)) == 1
         if sample.task == "object on background":
             first, second = sample.references
             assert sample.target == Scene(second.background, first.placed)
@@ -87,13 +90,36 @@ FOX, CAT = NAMED[:2]
         (Scene("mint", (Placed(FOX, 2, 0),)), "objects_right"),
         (Scene("teal", (Placed(FOX, 2, 2),)), "background_right"),
         (Scene("mint", (Placed(FOX, 2, 2), Placed(CAT, 0, -2))), "clean"),
+        (Scene("mint", (Placed(UNSEEN[0], 2, 2),)), "objects_right"),
     ],
-    ids=["another thing", "nothing", "another place", "another background", "a thing too many"],
+    ids=["another thing", "nothing", "another place", "another background", "a thing too many", "one without a name"],
 )
 def test_the_oracle_refuses(shown: Scene, wrong: str) -> None:
     verdict = judge(render(shown), Scene("mint", (Placed(FOX, 2, 2),)))
     assert not getattr(verdict, wrong)
     assert not verdict.all_right
+
+
+@pytest.mark.parametrize("radius", [6, 10])
+def test_the_oracle_refuses_a_smear(radius: int) -> None:
+    fox = Scene("navy", (Placed(FOX, 2, 2),))
+    blurred = np.asarray(Image.fromarray(render(fox)).filter(ImageFilter.GaussianBlur(radius)))
+    assert not judge(blurred, fox).all_right
+
+
+def test_what_stays_is_measured_by_itself() -> None:
+    before = Scene("mint", (Placed(FOX, 2, 0), Placed(CAT, 2, 4)))
+    after = Scene("mint", before.placed[:1])
+    assert judge(render(after), after, before=before).kept_psnr == 99
+    spoilt = render(after).copy()
+    spoilt[40:60, 10:30] = 0  # in the fox, which was to stay
+    kept = judge(spoilt, after, before=before).kept_psnr
+    assert kept is not None
+    assert kept < 30
+    smeared = render(after).copy()
+    smeared[40:60, 80:100] = 0  # where the cat was
+    assert judge(smeared, after, before=before).kept_psnr == 99
+    assert judge(render(after), after, before=Scene("blue", before.placed)).kept_psnr is None
 
 
 def duotone(picture: Pixels) -> Pixels:

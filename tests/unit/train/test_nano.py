@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import BinaryIO
@@ -21,8 +22,9 @@ from kleinbild.train.muon import Muon, orthogonalize
 from kleinbild.train.nano import autoencoder as autoencoder_training
 from kleinbild.train.nano import distill, flow
 from kleinbild.train.nano.export import export
-from kleinbild.train.nano.pool import Pool, build_pool, draw_batch
+from kleinbild.train.nano.pool import CHANGE_WEIGHT, Pool, build_pool, draw_batch, weights_of
 from kleinbild.train.nano.tokenizer import save_tokenizer, train_tokenizer
+from kleinbild.train.nano.whole import Plan, train_all
 
 CPU = torch.device("cpu")
 NUM_SCENES = 60
@@ -96,14 +98,22 @@ def test_a_batch_follows_its_seed(pool: Pool, tokenizer: PromptTokenizer) -> Non
     assert first.references_BKC.shape == (3, 128, 128)
 
 
+def test_what_changes_counts_more(pool: Pool) -> None:
+    removal = next(sample for sample in pool.by_topic["remove"])
+    weights = weights_of(removal.target, removal.references).unflatten(0, (8, 8))
+    (gone,) = set(removal.references[0].placed) - set(removal.target.placed)
+    assert weights.mean() == pytest.approx(1)
+    assert weights[gone.row, gone.column] == pytest.approx(CHANGE_WEIGHT * weights.min())
+
+
 def test_a_few_steps_lower_the_loss(pool: Pool, tokenizer: PromptTokenizer) -> None:
     torch.manual_seed(0)
     run = flow.begin(flow.Flow(NANO))
     batch = draw_batch(pool, flow.SHARES[1], 4, Random(0), tokenizer)
-    times, noise = torch.full((4,), 0.8), torch.randn(batch.target_BNC.shape)
+    times = torch.full((4,), 0.8)
     losses = []
     for _ in range(8):
-        loss = flow.flow_loss(run.flow, batch, times, noise)
+        loss = flow.flow_loss(run.flow, batch, times)
         flow.update(run, loss, 1.0)
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
@@ -114,7 +124,7 @@ def test_training_resumes_to_the_same_weights(
 ) -> None:
     monkeypatch.setattr(flow, "BATCH_SIZES", (2, 2, 2))
     monkeypatch.setattr(flow, "lesson_share", lambda _step: 0.0)  # lessons need a larger pool
-    monkeypatch.setattr(flow, "rate_factor", lambda _step, _num_steps: 1.0)  # else it depends on the number of steps
+    monkeypatch.setattr(flow, "rate_factor", lambda *_steps: 1.0)  # else it depends on the number of steps
     folders = [tmp_path / "straight", tmp_path / "resumed"]
     for folder in folders:
         folder.mkdir()
@@ -166,6 +176,23 @@ def test_base_and_student_are_written_and_load(
     assert state is not None
     trained = state["average"]["transformer.img_in.weight"].to(torch.bfloat16).float()
     assert torch.equal(model.transformer.img_in.weight.float(), trained)
+
+
+def test_one_command_trains_all_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoencoder_training, "CROP_BATCH", 2)
+    monkeypatch.setattr(autoencoder_training, "NUM_MEASURED", 32)
+    monkeypatch.setattr(flow, "BATCH_SIZES", (2, 2, 2))
+    monkeypatch.setattr(flow, "lesson_share", lambda _step: 0.0)  # lessons need a larger pool
+    monkeypatch.setattr(distill, "BATCH_SIZES", (2, 2, 2))
+    plan = Plan(minutes=0.02, steps=2, updates=1, num_scenes=NUM_SCENES)
+    files = train_all(tmp_path, plan, CPU)
+    assert load_model(tmp_path / "weights" / "nano.safetensors").settings.distilled
+    made = {path.name: path.read_bytes() for path in files}
+    assert {path.name: path.read_bytes() for path in train_all(tmp_path, plan, CPU)} == made  # nothing is left to do
+    train_all(tmp_path, replace(plan, steps=3), CPU)
+    state = load_state(tmp_path / "flow.pt")
+    assert state is not None
+    assert state["step"] == 3
 
 
 def test_the_autoencoder_learns_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The words of nano's world: 64 nouns and 24 backgrounds, with their synonyms. Everything else it does not know.
+"""The words of nano's world: nouns and backgrounds, with their synonyms. Everything else it does not know.
 
 `code` is the sprite's name in the atlas (Unicode code points of the emoji). Sprites in `UNSEEN` never appear in any
 training picture; they measure whether copying from a reference works for things that have no name here.
@@ -109,6 +109,26 @@ NOUNS: tuple[Noun, ...] = tuple(
     1f3e0 | house, home
     2b50 | star
     26c4 | snowman | snowmen
+    1f42d | mouse | mice
+    1f43b | bear
+    1f435 | monkey
+    1f42e | cow
+    1f434 | horse, pony | horses, ponies
+    1f992 | giraffe
+    1f418 | elephant
+    1f996 | dinosaur, t-rex | dinosaurs, t-rexes
+    1f409 | dragon
+    1f986 | duck
+    1f40d | snake
+    1f345 | tomato | tomatoes
+    1fad6 | teapot
+    1f525 | fire, flame
+    2601-fe0f | cloud
+    1f3f0 | castle
+    1f68c | bus | buses
+    1f686 | train
+    1f6b2 | bicycle, bike
+    260e-fe0f | telephone, phone
     """.strip().splitlines()
 )
 
@@ -134,14 +154,25 @@ BACKGROUNDS: tuple[Background, ...] = (
     Background(("beige", "cream"), "solid", ("#efe0c6",)),
     Background(("white",), "solid", ("#ffffff",)),
     Background(("black",), "solid", ("#15151a",)),
+    Background(("gray", "grey"), "solid", ("#8d939c",)),
+    Background(("turquoise", "aqua"), "solid", ("#3fd6cb",)),
+    Background(("lime", "lime green"), "solid", ("#b4e23c",)),
+    Background(("magenta", "hot pink"), "solid", ("#d5259b",)),
+    Background(("maroon", "dark red"), "solid", ("#701826",)),
+    Background(("olive", "olive green"), "solid", ("#7f8132",)),
     Background(("sunset gradient", "sunset"), "gradient", ("#ffb35c", "#f2637e", "#6c3b8f")),
     Background(("ocean gradient", "ocean"), "gradient", ("#9fe3f2", "#2f8fc4", "#123c78")),
     Background(("aurora gradient", "aurora"), "gradient", ("#3ee0a8", "#1f7f8c", "#33246b")),
     Background(("peach gradient", "peach"), "gradient", ("#fff0d9", "#ffc3a0", "#ff8f8a")),
+    Background(("dawn gradient", "dawn"), "gradient", ("#31406f", "#d9788a", "#f7d79a")),
+    Background(("mist gradient", "mist"), "gradient", ("#f2f5f7", "#c3cfda", "#8398ad")),
     Background(("meadow", "grassy field"), "meadow"),
     Background(("night sky", "starry sky"), "night"),
     Background(("beach", "sandy beach"), "beach"),
     Background(("snowy field", "snow"), "snow"),
+    Background(("desert", "sandy desert"), "desert"),
+    Background(("forest", "woods"), "forest"),
+    Background(("sea floor", "seabed"), "seabed"),
 )
 
 SOLID_NAMES = frozenset(name for background in BACKGROUNDS if background.kind == "solid" for name in background.names)

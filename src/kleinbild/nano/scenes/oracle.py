@@ -1,8 +1,8 @@
 """The oracle: does a picture show the scene that was asked for? No network, only comparison with what can be drawn.
 
 A box is right when, of all sprites of the world and of nothing at all, the expected sprite drawn on the expected
-background is nearest to its pixels. The background is right when the expected one is nearest outside the boxes, and
-nothing that does not belong is there. The oracle is lenient about sharpness, so the PSNR in the boxes stands beside it.
+background is nearest to its pixels, and no smear. The background is right when the expected one is nearest outside the boxes, and
+nothing that does not belong is there. The oracle is still lenient about sharpness, so the PSNR in the boxes stands beside it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from kleinbild.nano.scenes.lexicon import BACKGROUNDS
 from kleinbild.nano.scenes.render import TOKEN, Pixels, Placed, Scene, background_pixels, render
 from kleinbild.nano.scenes.sprites import sprites
 
+LIKE_PSNR = 17.0  # dB in a box: below it even the right sprite is a smear
 CLEAN_PSNR = 16.0  # dB in the worst tile outside the boxes: half a cat that nobody asked for gives about 8
 Look = Callable[[Pixels], Pixels]
 """What is done to a drawn picture (128, 128, 3) before it is compared: a style, a frame."""
@@ -27,20 +28,28 @@ MIN_TILE_PIXELS = 64  # of 256: tiles that the boxes leave less of are not judge
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the oracle saw. `box_psnr` is the mean in dB over the boxes; without boxes, over the whole picture."""
+    """What the oracle saw.
+
+    `box_psnr` is the mean in dB over the boxes; without boxes, over the whole picture. `kept_psnr` is that of what an edit
+    was not asked to change, None where nothing was edited or all of it.
+    """
 
     objects_right: bool
     background_right: bool
     clean: bool
     box_psnr: float
+    kept_psnr: float | None = None
 
     @property
     def all_right(self) -> bool:
         return self.objects_right and self.background_right and self.clean
 
 
-def judge(picture: Pixels, expected: Scene, look: Look | None = None) -> Verdict:
-    """Compares a picture (128, 128, 3) uint8 with the scene that it should show, seen through `look` if there is one."""
+def judge(picture: Pixels, expected: Scene, look: Look | None = None, before: Scene | None = None) -> Verdict:
+    """Compares a picture (128, 128, 3) uint8 with the scene that it should show, seen through `look` if there is one.
+
+    `before` is the scene that was edited: what the edit leaves as it was is measured by itself.
+    """
     if picture.shape != (128, 128, 3):
         raise ValueError(f"the oracle judges pictures of 128x128 pixels, not {picture.shape}")
     truth = render(expected) if look is None else look(render(expected))
@@ -49,13 +58,23 @@ def judge(picture: Pixels, expected: Scene, look: Look | None = None) -> Verdict
         outside[box_slices(item)] = False
     boxes = [psnr(picture[box_slices(item)], truth[box_slices(item)]) for item in expected.placed]
     return Verdict(
-        objects_right=all(
-            nearest_sprite(picture, item, expected.background, look) == item.code for item in expected.placed
-        ),
+        objects_right=all(each >= LIKE_PSNR for each in boxes)
+        and all(nearest_sprite(picture, item, expected.background, look) == item.code for item in expected.placed),
         background_right=nearest_background(picture, outside, look) == expected.background,
         clean=worst_tile_psnr(picture, truth, outside) >= CLEAN_PSNR,
         box_psnr=float(np.mean(boxes)) if boxes else psnr(picture, truth),
+        kept_psnr=None if before is None else _kept_psnr(picture, truth, expected, before),
     )
+
+
+def _kept_psnr(picture: Pixels, truth: Pixels, expected: Scene, before: Scene) -> float | None:
+    """PSNR where the scene stays as it was; None where the background changes, since then everything does."""
+    if before.background != expected.background:
+        return None
+    kept = np.ones(picture.shape[:2], bool)
+    for item in set(before.placed).symmetric_difference(expected.placed):
+        kept[box_slices(item)] = False
+    return psnr(picture[kept], truth[kept]) if kept.any() else None
 
 
 def nearest_sprite(picture: Pixels, at: Placed, background: str, look: Look | None = None) -> str | None:

@@ -6,6 +6,7 @@ caller's random generator, so training sees all of them and an evaluation can fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, SOLID_NAMES, Noun
@@ -13,6 +14,7 @@ from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, SOLID_NAMES, Noun
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 CORNERS = {(0, 0): "top left", (0, 4): "top right", (4, 0): "bottom left", (4, 4): "bottom right"}
 CENTER = (2, 2)
+LIST_SHARE = 0.12  # of the wordings that say nothing of where things stand
 SIDES = {(2, 0): "left", (2, 4): "right", (0, 2): "top", (4, 2): "bottom"}
 
 
@@ -50,10 +52,24 @@ def lead(random: Random) -> str:
     return random.choice(("",) * 6 + ("a picture of ", "an image of ", "draw "))
 
 
+def one_somewhere(noun: Noun, background: str, random: Random) -> str:
+    """Nothing is said of where it stands: in the middle."""
+    if random.random() < LIST_SHARE:
+        return listed((noun,), background, random)
+    return lead(random) + a_noun(noun, random) + on_background(background, random)
+
+
+def listed(nouns: Sequence[Noun], background: str, random: Random) -> str:
+    """As people type in a hurry: `pizza, fox, teal`."""
+    return ", ".join(
+        [*(random.choice(noun.names) for noun in nouns), random.choice(BACKGROUND_BY_NAME[background].names)]
+    )
+
+
 def one_object(noun: Noun, place: tuple[int, int], background: str, random: Random) -> str:
     thing, ground = a_noun(noun, random), on_background(background, random)
     if place == CENTER:
-        return lead(random) + thing + random.choice(("", "", "", " in the middle", " in the center")) + ground
+        return lead(random) + thing + random.choice((" in the middle", " in the center")) + ground
     if place in SIDES:
         side = SIDES[place]
         forms: tuple[str, ...] = (
@@ -72,11 +88,42 @@ def two_objects(first: Noun, second: Noun, side_by_side: bool, background: str, 
     if side_by_side:
         forms = (
             f"{a} to the left of {b}", f"{a} left of {b}", f"{b} to the right of {a}", f"{b} right of {a}",
-            f"{a} and {b}", f"{a} next to {b}", f"{a} on the left and {b} on the right",
+            f"{a} on the left and {b} on the right", f"{b} on the right and {a} on the left",
         )  # fmt: skip
+        return random.choice(forms) + on_background(background, random)
     else:
         forms = (f"{a} above {b}", f"{b} below {a}", f"{b} under {a}", f"{a} over {b}", f"{a} on top of {b}")
     return lead(random) + random.choice(forms) + on_background(background, random)
+
+
+def two_beside(first: Noun, second: Noun, background: str, random: Random) -> str:
+    """Side by side; nothing is said of which is where: the first on the left."""
+    a, b = a_noun(first, random), a_noun(second, random)
+    form = random.choice((f"{a} next to {b}", f"{a} beside {b}"))
+    return lead(random) + form + on_background(background, random)
+
+
+def two_together(first: Noun, second: Noun, background: str, random: Random) -> str:
+    """Nothing is said of how they stand: side by side, the first on the left."""
+    if random.random() < LIST_SHARE:
+        return listed((first, second), background, random)
+    join = random.choice((" and ", " and ", " with "))
+    return lead(random) + a_noun(first, random) + join + a_noun(second, random) + on_background(background, random)
+
+
+def three_objects(nouns: Sequence[Noun], background: str, random: Random) -> str:
+    """The first above the others, which stand from left to right."""
+    if random.random() < LIST_SHARE:
+        return listed(nouns, background, random)
+    a, b, c = (a_noun(noun, random) for noun in nouns)
+    forms = (
+        f"{a}, {b} and {c}",
+        f"{a}, {b} and {c}",
+        f"{a}, {b}, {c}",
+        f"{a} and {b} and {c}",
+        f"{a} above {b} and {c}",
+    )
+    return random.choice(forms) + on_background(background, random)
 
 
 def several(noun: Noun, count: int, background: str, random: Random) -> str:
@@ -106,6 +153,19 @@ def remove(noun: Noun, place: tuple[int, int] | None, random: Random) -> str:
 
 def add(noun: Noun, place: tuple[int, int], random: Random) -> str:
     return f"{random.choice(('add', 'put', 'place'))} {a_noun(noun, random)} {_where(place)}"
+
+
+def add_to(noun: Noun, other: Noun, relation: str, random: Random) -> str:
+    """Added beside what is there: `relation` is "left of", "right of", "above" or "below"."""
+    form = random.choice((relation, f"to the {relation}") if "of" in relation else (relation,))
+    return f"{random.choice(('add', 'put', 'place'))} {a_noun(noun, random)} {form} the {random.choice(other.names)}"
+
+
+def move(noun: Noun, place: tuple[int, int], random: Random) -> str:
+    to = _where(place).replace("in the", "to the").replace("on the", "to the").replace("at the", "to the")
+    if place in CORNERS:
+        to += random.choice(("", " corner"))
+    return f"{random.choice(('move', 'move', 'shift', 'bring', 'put'))} the {random.choice(noun.names)} {to}"
 
 
 def replace(old: Noun, new: Noun, random: Random) -> str:
@@ -142,6 +202,31 @@ def object_into_scene(place: tuple[int, int], random: Random) -> str:
             else f"insert the object from image 1 into image 2 {where}",
         )
     )
+
+
+def into_scene_anywhere(random: Random) -> str:
+    """Image 1's object added to image 2 where there is room."""
+    return random.choice(
+        ("add the object of image 1 to image 2", "put the object of image 1 into image 2",
+         "place the object from image 1 into image 2", "insert the object from image 1 into image 2")
+    )  # fmt: skip
+
+
+def both_objects(background: str, random: Random) -> str:
+    """Image 1's object on the left, image 2's on the right."""
+    form = random.choice(
+        ("put both objects side by side", "both objects side by side", "the object of image 1 and the object of image 2",
+         "both objects together", "the object of image 1 next to the object of image 2")
+    )  # fmt: skip
+    return form + on_background(background, random)
+
+
+def both_objects_kept(image: int, random: Random) -> str:
+    """The same, on the background of one of the pictures."""
+    form = random.choice(
+        ("put both objects", "both objects together", "put the object of image 1 and the object of image 2")
+    )
+    return f"{form} on the background of image {image}"
 
 
 def _where(place: tuple[int, int]) -> str:

@@ -6,6 +6,7 @@ So a sprite always meets the token grid the same way, and a small model can know
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -68,8 +69,8 @@ def composite(picture: NDArray[np.float32], sprite: Pixels, left: int, top: int)
 def background_pixels(name: str) -> Pixels:
     """The bare background of any of its names. Do not write into the array."""
     background = BACKGROUND_BY_NAME[name]
-    draw = {"meadow": _meadow, "night": _night, "beach": _beach, "snow": _snow}.get(background.kind)
-    picture = draw() if draw else _gradient(_colors(background))
+    paint = PAINTERS.get(background.kind)
+    picture = paint() if paint else _gradient(_colors(background))
     pixels: Pixels = picture.round().clip(0, 255).astype(np.uint8)
     pixels.flags.writeable = False
     return pixels
@@ -130,3 +131,31 @@ def _night() -> NDArray[np.float32]:
         if generator.rand() < 0.35:
             picture[y : y + 2, x : x + 2] = 245
     return picture
+
+
+def _desert() -> NDArray[np.float32]:
+    picture = _gradient(_hex("#f6c177", "#fbe6c2"))
+    _hills(picture, 70, 9, 4.0, ("#e0a25e", "#cf8a49"))
+    _hills(picture, 92, 6, 1.2, ("#d98f4a", "#b96e33"))
+    return picture
+
+
+def _forest() -> NDArray[np.float32]:
+    """Trunks before a green dusk, ground below."""
+    picture = _gradient(_hex("#a8d5b0", "#4f8f68", "#2f6049"))
+    for left, width in ((6, 9), (31, 6), (52, 10), (80, 7), (103, 11)):
+        picture[:, left : left + width] = _hex("#4a3327")[0]
+    _hills(picture, 98, 4, 2.6, ("#3c7a3d", "#235427"))
+    return picture
+
+
+def _seabed() -> NDArray[np.float32]:
+    picture = _gradient(_hex("#2aa5c9", "#14679c", "#0c3f72"))
+    _hills(picture, 100, 5, 0.3, ("#d9c38a", "#a98f59"))
+    return picture
+
+
+PAINTERS: Mapping[str, Callable[[], NDArray[np.float32]]] = {
+    "meadow": _meadow, "night": _night, "beach": _beach, "snow": _snow,
+    "desert": _desert, "forest": _forest, "seabed": _seabed,
+}  # fmt: skip

@@ -1,8 +1,8 @@
 """What nano is asked: samples of every task, each with its reference scenes, its target scene and its wordings.
 
-Samples come in groups that share scenes, because a trainer encodes each scene once: four pictures of two objects give
-four samples of text-to-image and eight edits. Combinations that `held_out` names never stand in a training scene, as
-reference or target; evaluation asks for nothing else.
+Samples come in groups that share scenes, because a trainer encodes each scene once: pictures of two objects give samples
+of text-to-image and edits. Combinations that `held_out` names never stand in a training scene, as reference or target;
+evaluation asks for nothing else.
 """
 
 from __future__ import annotations
@@ -11,26 +11,31 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from random import Random
 from typing import Literal
 
 from kleinbild.nano.scenes import phrases
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS, NOUNS, Noun
-from kleinbild.nano.scenes.phrases import CENTER
+from kleinbild.nano.scenes.phrases import CENTER, CORNERS
 from kleinbild.nano.scenes.render import Placed, Scene
 
 Task = Literal[
-    "one", "two", "count", "background", "remove", "add", "replace", "object on background", "object into scene"
-]
+    "one", "two", "three", "count",
+    "background", "remove", "add", "replace", "move",
+    "object on background", "object into scene", "both objects",
+]  # fmt: skip
 Place = tuple[int, int]
 
-PAIRS: tuple[tuple[Place, Place], ...] = (((2, 0), (2, 4)), ((0, 2), (4, 2)))  # side by side; one above the other
+ROW: tuple[Place, Place] = ((2, 0), (2, 4))  # side by side
+COLUMN: tuple[Place, Place] = ((0, 2), (4, 2))  # one above the other
+PAIRS = (ROW, COLUMN)
 COUNTS: dict[int, tuple[Place, ...]] = {
-    2: ((2, 0), (2, 4)),
+    2: ROW,
     3: ((0, 2), (4, 0), (4, 4)),
     4: ((0, 0), (0, 4), (4, 0), (4, 4)),
 }
-SINGLES: tuple[Place, ...] = (CENTER, (2, 0), (2, 4), (0, 2), (4, 2), (0, 0), (0, 4), (4, 0), (4, 4))
+SINGLES: tuple[Place, ...] = (CENTER, *ROW, *COLUMN, *CORNERS)
 HELD_OUT_SHARE = 10  # one combination in ten
 
 
@@ -68,8 +73,22 @@ class Draw:
             if all(self._allowed(nouns[0].code, other.code) for other in nouns[1:]):
                 return nouns
 
+    def trio(self) -> list[Noun]:
+        """Three different nouns: no pair of them is kept for evaluation (in training), or one is (in evaluation)."""
+        while True:
+            nouns = self.random.sample(NOUNS, 3)
+            if any(held_out(a.code, b.code) for a, b in combinations(nouns, 2)) == self.evaluation:
+                return nouns
+
     def backgrounds(self, count: int) -> list[str]:
         return [background.name for background in self.random.sample(BACKGROUNDS, count)]
+
+    def free_background(self, *nouns: Noun) -> str:
+        """A background; in training one on which each of the nouns may stand alone."""
+        while True:
+            (background,) = self.backgrounds(1)
+            if self.evaluation or not any(held_out(noun.code, background) for noun in nouns):
+                return background
 
     def noun_on_background(self) -> tuple[Noun, str]:
         while True:
@@ -92,9 +111,10 @@ def pair_group(draw: Draw) -> Iterator[Sample]:
     """Two objects, the same on another background, one alone, and one with another: made and edited."""
     random = draw.random
     a, b, c = draw.nouns(3)
-    ground, other = draw.backgrounds(2)
-    while not draw.evaluation and held_out(a.code, ground):  # `a` stands alone there
-        ground, other = draw.backgrounds(2)
+    ground = draw.free_background(a)  # where `a` stands alone
+    other = draw.free_background()
+    if other == ground:
+        return
     first, second = random.choice(PAIRS)
     beside = first[0] == second[0]
     at_a, at_b = (first, second) if random.random() < 0.5 else (second, first)
@@ -110,35 +130,46 @@ def pair_group(draw: Draw) -> Iterator[Sample]:
     yield Sample("two", two(b, ground), pair(b, ground))
     yield Sample("two", two(b, other), pair(b, other))
     yield Sample("two", two(c, ground), pair(c, ground))
+    for form in (phrases.two_beside, phrases.two_together):
+        yield Sample("two", partial(form, a, b, ground), scene(ground, (a.code, ROW[0]), (b.code, ROW[1])))
     yield Sample("one", partial(phrases.one_object, a, at_a, ground), alone)
     yield Sample("background", partial(phrases.change_background, other), pair(b, other), (pair(b, ground),))
     yield Sample("background", partial(phrases.change_background, ground), pair(b, ground), (pair(b, other),))
+    relation = {(2, 0): "left of", (2, 4): "right of", (0, 2): "above", (4, 2): "below"}[at_b]
     for kept, gone in ((b, c), (c, b)):
         yield Sample("remove", partial(phrases.remove, gone, at_b), alone, (pair(gone, ground),))
         yield Sample("add", partial(phrases.add, gone, at_b), pair(gone, ground), (alone,))
         yield Sample("replace", partial(phrases.replace, kept, gone), pair(gone, ground), (pair(kept, ground),))
+    yield Sample("add", partial(phrases.add_to, b, a, relation), pair(b, ground), (alone,))
 
 
 def single_group(draw: Draw) -> Iterator[Sample]:
-    """One object: made anywhere, moved to another background, removed, added to an empty one, replaced."""
+    """One object: made anywhere, moved, on another background, removed, added to an empty one, replaced."""
     random = draw.random
     noun, ground = draw.noun_on_background()
-    place = CENTER if random.random() < 0.5 else random.choice(SINGLES[1:])
-    alone, empty = scene(ground, (noun.code, place)), scene(ground)
-    yield Sample("one", partial(phrases.one_object, noun, place, ground), alone)
+    place, to = random.sample(SINGLES, 2)
+
+    def alone(at: Place, thing: Noun = noun, background: str = ground) -> Scene:
+        return scene(background, (thing.code, at))
+
+    yield Sample("one", partial(phrases.one_somewhere, noun, ground), alone(CENTER))
+    yield Sample("one", partial(phrases.one_object, noun, CENTER, ground), alone(CENTER))
+    for here, there in ((place, to), (to, place)):
+        yield Sample("one", partial(phrases.one_object, noun, here, ground), alone(here))
+        yield Sample("move", partial(phrases.move, noun, there), alone(there), (alone(here),))
     (other,) = draw.backgrounds(1)
     if other != ground and not held_out(noun.code, other):
-        moved = scene(other, (noun.code, place))
+        moved = alone(place, background=other)
         yield Sample("one", partial(phrases.one_object, noun, place, other), moved)
-        yield Sample("background", partial(phrases.change_background, ground), alone, (moved,))
-        yield Sample("background", partial(phrases.change_background, other), moved, (alone,))
-    yield Sample("remove", partial(phrases.remove, noun, place), empty, (alone,))
-    yield Sample("add", partial(phrases.add, noun, place), alone, (empty,))
+        yield Sample("background", partial(phrases.change_background, ground), alone(place), (moved,))
+        yield Sample("background", partial(phrases.change_background, other), moved, (alone(place),))
+    yield Sample("remove", partial(phrases.remove, noun, place), scene(ground), (alone(place),))
+    yield Sample("add", partial(phrases.add, noun, place), alone(place), (scene(ground),))
     rival = random.choice(NOUNS)
     if rival != noun and not held_out(rival.code, ground):
-        swapped = scene(ground, (rival.code, place))
-        yield Sample("replace", partial(phrases.replace, noun, rival), swapped, (alone,))
-        yield Sample("replace", partial(phrases.replace, rival, noun), alone, (swapped,))
+        swapped = alone(place, rival)
+        yield Sample("replace", partial(phrases.replace, noun, rival), swapped, (alone(place),))
+        yield Sample("replace", partial(phrases.replace, rival, noun), alone(place), (swapped,))
 
 
 def count_group(draw: Draw) -> Iterator[Sample]:
@@ -147,6 +178,28 @@ def count_group(draw: Draw) -> Iterator[Sample]:
     for count, places in COUNTS.items():
         target = scene(ground, *((noun.code, place) for place in places))
         yield Sample("count", partial(phrases.several, noun, count, ground), target)
+
+
+def trio_group(draw: Draw) -> Iterator[Sample]:
+    """Three different things; one removed, added, replaced; two of which one moves to where nothing is."""
+    random = draw.random
+    nouns = draw.trio()
+    ground, other = draw.backgrounds(2)
+    three = scene(ground, *((noun.code, at) for noun, at in zip(nouns, COUNTS[3], strict=True)))
+    yield Sample("three", partial(phrases.three_objects, nouns, ground), three)
+    elsewhere = Scene(other, three.placed)
+    yield Sample("three", partial(phrases.three_objects, nouns, other), elsewhere)
+    yield Sample("background", partial(phrases.change_background, other), elsewhere, (three,))
+    gone = random.randrange(3)
+    two = Scene(ground, three.placed[:gone] + three.placed[gone + 1 :])
+    place = COUNTS[3][gone]
+    yield Sample("remove", partial(phrases.remove, nouns[gone], place), two, (three,))
+    yield Sample("add", partial(phrases.add, nouns[gone], place), three, (two,))
+    a, b = nouns[:2]
+    at_a, at_b, free = random.sample(tuple(CORNERS), 3)
+    before, after = (scene(ground, (a.code, at), (b.code, at_b)) for at in (at_a, free))
+    yield Sample("move", partial(phrases.move, a, free), after, (before,))
+    yield Sample("move", partial(phrases.move, a, at_a), before, (after,))
 
 
 def swap_group(draw: Draw) -> Iterator[Sample]:
@@ -162,24 +215,46 @@ def swap_group(draw: Draw) -> Iterator[Sample]:
 def insert_group(draw: Draw) -> Iterator[Sample]:
     """The object of image 1, alone in the middle, added to the scene of image 2 at the free place."""
     random = draw.random
-    while True:
-        a, b, ground, other = draw.objects_on_backgrounds()
-        if draw.evaluation or not held_out(a, b):
-            break
+    a, b, ground, other = _pair_of_objects(draw)
     for code, rival in ((a, b), (b, a)):
         first, second = random.choice(PAIRS)
         free, taken = (first, second) if random.random() < 0.5 else (second, first)
         target = scene(other, (rival, taken), (code, free))
         references = scene(ground, (code, CENTER)), scene(other, (rival, taken))
         yield Sample("object into scene", partial(phrases.object_into_scene, free), target, references)
+        yield Sample("object into scene", phrases.into_scene_anywhere, target, references)
+
+
+def both_group(draw: Draw) -> Iterator[Sample]:
+    """The objects of two pictures side by side, on a background that is named or on one of theirs."""
+    a, b, ground, other = _pair_of_objects(draw)
+    (third,) = draw.backgrounds(1)
+    one, two = scene(ground, (a, CENTER)), scene(other, (b, CENTER))
+
+    def both(background: str, left: str, right: str) -> Scene:
+        return scene(background, (left, ROW[0]), (right, ROW[1]))
+
+    yield Sample("both objects", partial(phrases.both_objects, third), both(third, a, b), (one, two))
+    yield Sample("both objects", partial(phrases.both_objects, third), both(third, b, a), (two, one))
+    image, background = draw.random.choice(((1, ground), (2, other)))
+    yield Sample("both objects", partial(phrases.both_objects_kept, image), both(background, a, b), (one, two))
+
+
+def _pair_of_objects(draw: Draw) -> tuple[str, str, str, str]:
+    while True:
+        a, b, ground, other = draw.objects_on_backgrounds()
+        if draw.evaluation or not held_out(a, b):
+            return a, b, ground, other
 
 
 GROUPS: tuple[tuple[float, Callable[[Draw], Iterator[Sample]]], ...] = (
-    (0.32, pair_group),
-    (0.20, single_group),
-    (0.14, count_group),
-    (0.14, swap_group),
-    (0.20, insert_group),
+    (0.24, pair_group),
+    (0.18, single_group),
+    (0.10, count_group),
+    (0.10, trio_group),
+    (0.11, swap_group),
+    (0.15, insert_group),
+    (0.12, both_group),
 )
 
 
@@ -198,4 +273,6 @@ def is_held_out(sample: Sample) -> bool:
 
 def _scene_held_out(each: Scene) -> bool:
     codes = sorted({item.code for item in each.placed})
-    return held_out(*codes) if len(codes) == 2 else held_out(*codes, each.background) if codes else False
+    if len(codes) == 1:
+        return held_out(*codes, each.background)
+    return any(held_out(*pair) for pair in combinations(codes, 2))

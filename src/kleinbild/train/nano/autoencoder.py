@@ -30,6 +30,7 @@ from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_state, save_state
 from kleinbild.train.muon import Muon
 from kleinbild.train.nano.pool import to_tensor
+from kleinbild.train.nano.precision import mixed
 
 CROP_SHARE = 0.45  # of the time spent on crops
 CROP, CROP_BATCH, WHOLE_BATCH = 64, 32, 10
@@ -149,7 +150,7 @@ def train(out: Path, minutes: float, seed: int = 0, device: str = "cpu") -> None
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
         x_BCHW = random_scenes(np.random.default_rng((seed, 3, step)), batch, side)
-        with torch.autocast(device, torch.bfloat16):  # twice as fast on a CPU with AVX512-BF16
+        with mixed(torch.device(device)):
             loss, mse = loss_of(model, x_BCHW.to(device, memory_format=torch.channels_last), step)
         for optimizer in optimizers:
             optimizer.zero_grad()

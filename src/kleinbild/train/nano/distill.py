@@ -17,8 +17,6 @@ from pathlib import Path
 from random import Random
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from kleinbild.model.schedule import times
 from kleinbild.model.tokenizer import PromptTokenizer
@@ -35,8 +33,10 @@ from kleinbild.train.nano.flow import (
     begin,
     pools,
     update,
+    weighted_error,
 )
 from kleinbild.train.nano.pool import Batch, draw_batch
+from kleinbild.train.nano.precision import mixed
 
 NUM_STEPS = 4
 BATCH_SIZES = (18, 11, 8)  # half the base's: a trajectory is four passes
@@ -44,19 +44,19 @@ RATE_SCALE = 0.3
 EMA_DECAY = 0.99
 
 
-def trajectory_step(run: Run, batch: Batch, noise_BNC: Tensor, factor: float) -> float:
+def trajectory_step(run: Run, batch: Batch, factor: float) -> float:
     """Follows the sampler from noise; the loss at each time it visits makes one update. Returns the mean loss."""
     schedule = times(GRID[0] * GRID[1], NUM_STEPS)
-    with torch.no_grad(), torch.autocast(noise_BNC.device.type, torch.bfloat16):
+    with torch.no_grad(), mixed(batch.noise_BNC.device):
         context_BLX = run.flow.context(batch)
-    at_BNC, total = noise_BNC, noise_BNC.new_zeros(())
+    at_BNC, total = batch.noise_BNC, batch.noise_BNC.new_zeros(())
     for now, then in pairwise(schedule):
         times_B = torch.full((len(at_BNC),), now, device=at_BNC.device)
-        with torch.autocast(at_BNC.device.type, torch.bfloat16):
+        with mixed(at_BNC.device):
             velocity = run.flow.velocity(at_BNC, times_B, batch, context_BLX)
         wanted = (at_BNC - batch.target_BNC) / now
         # An error of the velocity moves the picture by `now` times as much: weigh all times by what they do to it.
-        total = total + F.mse_loss(now * velocity, now * wanted)
+        total = total + weighted_error(now * velocity, now * wanted, batch)
         at_BNC = at_BNC + (then - now) * velocity.detach()
     update(run, total, factor, EMA_DECAY)
     return float(total.detach()) / NUM_STEPS
@@ -82,6 +82,8 @@ def train(out: Path, num_updates: int, seed: int, device: torch.device, num_scen
     tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
     autoencoder = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
     run, base_step = begin_student(out, device)
+    if run.step >= num_updates:
+        return
     pool = next(
         pools(autoencoder, seed, base_step, device, num_scenes, out / "pool.pt")
     )  # the base's last: it is cached
@@ -89,12 +91,10 @@ def train(out: Path, num_updates: int, seed: int, device: torch.device, num_scen
     losses: list[float] = []
     while run.step < num_updates:
         random = Random(f"student-{seed}-{run.step}")
-        generator = torch.Generator().manual_seed(random.getrandbits(60))
         kind = random.choices(range(3), MIX)[0]
         batch = draw_batch(pool, SHARES[kind], BATCH_SIZES[kind], random, tokenizer)
-        noise = torch.randn(batch.target_BNC.shape, generator=generator).to(device)
         factor = min(1.0, (run.step + 1) / 20, max((num_updates - run.step) / (0.7 * num_updates), 0.01))
-        losses.append(trajectory_step(run, batch, noise, factor))
+        losses.append(trajectory_step(run, batch, factor))
         if run.step % 50 == 0:
             mean = sum(losses) / len(losses)
             print(f"student step {run.step} {time.monotonic() - started:.0f}s loss {mean:.4f}", flush=True)

@@ -25,14 +25,16 @@ from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.nano.scenes.lexicon import UNSEEN
 from kleinbild.nano.scenes.phrases import CENTER
-from kleinbild.nano.scenes.render import Scene, render
+from kleinbild.nano.scenes.render import CELL, SIDE, TOKEN, Placed, Scene, render
 from kleinbild.nano.scenes.sprites import sprites
 from kleinbild.nano.scenes.tasks import Draw, Sample, Task, samples
 from kleinbild.train.checkpoint import load_state, save_state
+from kleinbild.train.nano.precision import mixed
 
 Topic = Task | Literal["lesson"]  # every sample stands under its task; a lesson also under "lesson"
 
 ENCODE_BATCH = 32
+CHANGE_WEIGHT = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,12 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples with equally many references, ready for a step."""
+    """Samples with equally many references, ready for a step. `weights_BN`: how much the error of each token counts."""
 
     target_BNC: Tensor
+    noise_BNC: Tensor
     references_BKC: Tensor
+    weights_BN: Tensor
     ids_BL: Tensor
     mask_BL: Tensor
 
@@ -96,7 +100,7 @@ def encode_scenes(autoencoder: Autoencoder, scenes: list[Scene], device: torch.d
     """Latents (S, N, C) of rendered scenes, bfloat16."""
     parts = []
     for start in range(0, len(scenes), ENCODE_BATCH):
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed(device):
             pictures = np.stack([render(scene) for scene in scenes[start : start + ENCODE_BATCH]])
             latents = autoencoder.encode(to_tensor(pictures).to(device))
         parts.append(latents.flatten(2).mT.to(torch.bfloat16))
@@ -125,13 +129,41 @@ def to_batch(
     pool: Pool, chosen: list[Sample], random: Random, tokenizer: PromptTokenizer, dropout: float = 0.0
 ) -> Batch:
     latents, device = pool.latents_SNC, pool.latents_SNC.device
+    noise_BNC = torch.randn(
+        (len(chosen), *latents.shape[1:]), generator=torch.Generator().manual_seed(random.getrandbits(60))
+    )
     targets = torch.tensor([pool.index[sample.target] for sample in chosen], device=device)
     references = torch.tensor([[pool.index[scene] for scene in sample.references] for sample in chosen], device=device)
-    prompts = ["" if random.random() < dropout else sample.wording(random) for sample in chosen]
+    prompts = ["" if random.random() < dropout else _readable(sample, random, tokenizer) for sample in chosen]
     tokenized = [tokenizer(prompt) for prompt in prompts]
+    weights = [weights_of(sample.target, sample.references) for sample in chosen]
     return Batch(
         target_BNC=latents[targets].float(),
+        noise_BNC=noise_BNC.to(device),
         references_BKC=latents[references.long()].flatten(1, 2).float(),
+        weights_BN=torch.stack(weights).to(device),
         ids_BL=torch.stack([t.ids for t in tokenized]).to(device),
         mask_BL=torch.stack([t.mask for t in tokenized]).to(device),
     )
+
+
+def _readable(sample: Sample, random: Random, tokenizer: PromptTokenizer) -> str:
+    """One of its wordings; one in a hundred thousand is longer than the model reads, and drawn again."""
+    while tokenizer.count(prompt := sample.wording(random)) > tokenizer.max_tokens:
+        pass
+    return prompt
+
+
+def weights_of(target: Scene, references: tuple[Scene, ...]) -> Tensor:
+    """How much each token (N,) counts, 1 on average: more where something is to come or to go."""
+    before = set(references[-1].placed) if references else set()
+    weights = torch.ones(SIDE // TOKEN, SIDE // TOKEN)
+    for item in before.symmetric_difference(target.placed):
+        weights[cell(item)] = CHANGE_WEIGHT
+    return (weights / weights.mean()).flatten()
+
+
+def cell(item: Placed) -> tuple[slice, slice]:
+    """The tokens of a thing's cell: rows and columns."""
+    span = CELL // TOKEN
+    return slice(item.row, item.row + span), slice(item.column, item.column + span)

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("assets", type=Path)
     parser.add_argument("names", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--extras", type=int, default=320)
+    parser.add_argument("--extras", type=int, default=300)
     arguments = parser.parse_args()
     names = json.loads(arguments.names.read_text("utf-8"))
     named = [noun.code for noun in NOUNS]
