@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from kleinbild.model.autoencoder import Autoencoder
+from kleinbild.model.catalog import PACKAGED
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.model.weights import load_model
+from kleinbild.nano.scenes.lexicon import NOUNS
 from kleinbild.nano.scenes.tasks import is_held_out
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_state, save_state
@@ -104,6 +107,15 @@ def test_what_changes_counts_more(pool: Pool) -> None:
     (gone,) = set(removal.references[0].placed) - set(removal.target.placed)
     assert weights.mean() == pytest.approx(1)
     assert weights[gone.row, gone.column] == pytest.approx(CHANGE_WEIGHT * weights.min())
+
+
+def test_a_name_reads_the_same_wherever_it_stands() -> None:
+    packaged = Tokenizer.from_file(str(PACKAGED / "tokenizer" / "tokenizer.json"))
+    for tokenizer in (train_tokenizer(), packaged):
+        for noun in NOUNS:
+            for name in (*noun.names, *noun.plurals):
+                first = tokenizer.encode(f"{name.capitalize()}, teal").tokens
+                assert first == tokenizer.encode(f"the {name}, teal").tokens[1:], name
 
 
 def test_a_few_steps_lower_the_loss(pool: Pool, tokenizer: PromptTokenizer) -> None:

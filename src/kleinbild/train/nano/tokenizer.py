@@ -14,6 +14,7 @@ from random import Random
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from kleinbild.nano.scenes.lexicon import NOUN_BY_NAME
 from kleinbild.nano.scenes.sprites import sprites
 from kleinbild.nano.scenes.tasks import Draw, samples
 from kleinbild.nano.specs import NANO
@@ -29,9 +30,7 @@ def train_tokenizer(seed: int = 0) -> Tokenizer:
     draw = Draw(random, evaluation=False, codes=tuple(sprites()))
     sentences = (sample.wording(random) for sample in islice(samples(draw), NUM_SENTENCES))
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Lowercase(), normalizers.Strip(), normalizers.Replace(Regex(r"[.!?\s]+$"), "")]
-    )
+    tokenizer.normalizer = _normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -42,6 +41,21 @@ def train_tokenizer(seed: int = 0) -> Tokenizer:
     )
     tokenizer.train_from_iterator(sentences, trainer)
     return tokenizer
+
+
+def _normalizer() -> normalizers.Normalizer:
+    """Lower case, no closing punctuation, and a space before a name that begins the prompt.
+
+    So "lion, teal" has the lion of "a lion on teal": elsewhere a name has a space before it, and without one it is cut into
+    other tokens (8 of 30 such prompts were right, with it 29).
+    """
+    names = sorted(NOUN_BY_NAME, key=lambda name: (-len(name), name))
+    return normalizers.Sequence(
+        [
+            normalizers.NFC(), normalizers.Lowercase(), normalizers.Strip(), normalizers.Replace(Regex(r"[.!?\s]+$"), ""),
+            *(normalizers.Replace(Regex(rf"^{name}\b"), f" {name}") for name in names),
+        ]
+    )  # fmt: skip
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
