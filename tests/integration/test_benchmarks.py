@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -133,6 +134,19 @@ def test_gpu_rehearsed_on_the_cpu(run: Program) -> None:
     assert len(result["ratios"]) == len(cases) + 1
     assert result["aims"] == []  # they are for a GPU
     assert "64² edit, 4 references, cached" in printed
+
+
+def test_what_nano_keeps_of_photographs(run: Program, tmp_path: Path) -> None:
+    flat, noisy = tmp_path / "flat.png", tmp_path / "noisy.png"
+    Image.new("RGB", (300, 200), "teal").save(flat)
+    Image.effect_noise((200, 300), 120).convert("RGB").save(noisy)
+    printed, figures = run("photographs", flat, noisy, "--sheet", tmp_path / "sheet.png")
+    assert figures["count"] == 2
+    smooth, rough = (float(line.split("autoencoder")[1].split()[0]) for line in printed.splitlines()[:2])
+    assert smooth > 35 > 20 > rough
+    assert figures["edit"] < figures["autoencoder"]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (2 * 128, 3 * 128)
 
 
 def test_cached_references_on_nano(run: Program) -> None:

@@ -14,6 +14,7 @@ from kleinbild.model import catalog
 from kleinbild.model.weights import check, export_diffusers
 from kleinbild.nano.evaluate import GOALS, evaluate, held_out_samples
 from kleinbild.nano.scenes.tasks import is_held_out
+from kleinbild.nano.specs import NANO
 
 WEIGHTS = Path(kleinbild.__file__).parent / "nano" / "weights"
 ROUGH_COUNT = 5  # pictures a row: the exact table is in docs/nano.md; this notices that something broke
@@ -82,7 +83,7 @@ def test_diffusers_makes_the_same_picture(
         width=128,
         num_inference_steps=4,
         generator=torch.Generator("cpu").manual_seed(5),
-        max_sequence_length=28,
+        max_sequence_length=NANO.text_encoder.max_tokens,
         text_encoder_out_layers=(1, 2, 3),
     ).images[0]
     difference = np.abs(np.asarray(ours.pil, dtype=int) - np.asarray(out, dtype=int)).max(axis=2)

@@ -75,16 +75,13 @@ def recipes() -> None:
     say("kleinbild train RECIPE --data DIR trains; --set key=value changes any setting.")
 
 
-def read_steps(text: str) -> int:
-    return options.whole_number("--steps", text, 1, MOST_STEPS)
+def _length(name: str, about: str) -> Any:
+    """An option that says how long a stage takes. (typer declares no type of its options.)"""
 
+    def read(text: str) -> int:
+        return options.whole_number(name, text, 1, MOST_STEPS)
 
-def read_updates(text: str) -> int:
-    return options.whole_number("--updates", text, 1, MOST_STEPS)
-
-
-def read_minutes(text: str) -> int:
-    return options.whole_number("--minutes", text, 1, MOST_STEPS)
+    return typer.Option(name, metavar="N", parser=read, show_default=False, help=about)
 
 
 @train.command("nano")
@@ -92,24 +89,10 @@ def nano_itself(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", show_default=False, help="Folder of the run. Default: runs/nano.")
     ] = Path("runs/nano"),
-    minutes: Annotated[
-        int,
-        typer.Option(
-            "--minutes", metavar="N", parser=read_minutes, show_default=False, help="Of the autoencoder. Default: 40."
-        ),
-    ] = 40,
-    steps: Annotated[
-        int,
-        typer.Option(
-            "--steps", metavar="N", parser=read_steps, show_default=False, help="Of the base model. Default: 20000."
-        ),
-    ] = 20_000,
-    updates: Annotated[
-        int,
-        typer.Option(
-            "--updates", metavar="N", parser=read_updates, show_default=False, help="Of the student. Default: 550."
-        ),
-    ] = 550,
+    minutes: Annotated[int, _length("--minutes", "Of the autoencoder. Default: 40.")] = 40,
+    steps: Annotated[int, _length("--steps", "Of the base model. Default: 20000.")] = 20_000,
+    updates: Annotated[int, _length("--updates", "Of the student. Default: 550.")] = 550,
+    decoder_steps: Annotated[int, _length("--decoder-steps", "Of the decoder, at last. Default: 2000.")] = 2000,
     seed: Annotated[
         int, typer.Option("--seed", metavar="N", parser=options.read_seed, show_default=False, help="Default: 0.")
     ] = 0,
@@ -129,7 +112,7 @@ def nano_itself(
     from kleinbild.train.nano.whole import Plan, train_all
 
     chosen = choose_device(device)
-    for path in train_all(out, Plan(minutes, steps, updates, seed=seed), chosen, compiled=compiled):
+    for path in train_all(out, Plan(minutes, steps, updates, decoder_steps, seed=seed), chosen, compiled=compiled):
         result(str(path))
 
 

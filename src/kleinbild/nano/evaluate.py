@@ -21,7 +21,7 @@ from kleinbild.core.adapters import AdapterUse
 from kleinbild.core.requests import PictureRequest
 from kleinbild.nano.scenes.lexicon import NOUNS, UNSEEN
 from kleinbild.nano.scenes.oracle import Verdict, judge
-from kleinbild.nano.scenes.render import Pixels, Scene, render
+from kleinbild.nano.scenes.render import Scene, render
 from kleinbild.nano.scenes.tasks import Draw, Sample, Task, is_held_out, samples
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Goal:
 
 GOALS = (
     Goal("one object", "one", 0.98),
+    Goal("one object in a colour", "colored", 0.90),
     Goal("two objects", "two", 0.96),
     Goal("three objects", "three", 0.90),
     Goal("two to four of a kind", "count", 0.92),
@@ -50,6 +51,7 @@ GOALS = (
     Goal("edit: add", "add", 0.95),
     Goal("edit: replace", "replace", 0.93),
     Goal("edit: move", "move", 0.88),
+    Goal("edit: recolour", "recolor", 0.88),
     Goal("object 1 on background 2", "object on background", 0.96),
     Goal("object 1 on background 2, unseen objects", "object on background", 0.94, unseen=True),
     Goal("object 1 into scene 2", "object into scene", 0.90),
@@ -125,12 +127,8 @@ def attempt(engine: Engine, sample: Sample, random: Random, adapters: tuple[Adap
     """Asks the engine for one sample, with `adapters`, and judges what comes."""
     request = replace(asked(engine.name, sample, random), adapters=adapters)
     picture = engine.generate(request).pil
-    return Trial(sample, request.prompt, picture, verdict_on(np.asarray(picture), sample))
-
-
-def verdict_on(picture: Pixels, sample: Sample) -> Verdict:
-    """The oracle's verdict, also on what an edit was not asked to change."""
-    return judge(picture, sample.target, before=sample.references[-1] if sample.references else None)
+    before = sample.references[-1] if sample.references else None
+    return Trial(sample, request.prompt, picture, judge(np.asarray(picture), sample.target, before=before))
 
 
 def asked(model: str, sample: Sample, random: Random) -> PictureRequest:

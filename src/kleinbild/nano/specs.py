@@ -20,7 +20,7 @@ NANO = ModelSpec(
         num_key_value_heads=3,
         head_dim=64,
         mlp_size=576,
-        vocab_size=768,
+        vocab_size=960,
         layers=(1, 2, 3),
         max_tokens=28,
     ),

@@ -9,9 +9,10 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from functools import cache
+from itertools import pairwise
 
 from kleinbild.core.errors import PromptError
-from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, BACKGROUNDS, NOUN_BY_NAME, NOUNS
+from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, BACKGROUNDS, COLORS, NOUN_BY_NAME, NOUNS, PAINTABLE
 
 JOINING_WORDS = frozenset(
     """a an the of on in at to with and from for it is into by or i my please want
@@ -19,10 +20,11 @@ JOINING_WORDS = frozenset(
     left right top bottom middle center corner above below under over next
     two three four 1 2 side beside
     change make replace put remove delete take away erase add place turn swap use insert move shift bring
-    both objects together""".split()
+    recolor recolour paint color colour both objects together""".split()
 )
 EDIT_WORDS = frozenset(
-    "change make replace remove delete take erase add turn swap insert image move shift bring both".split()
+    """change make replace remove delete take erase add turn swap insert image move shift bring recolor recolour paint color
+    colour both""".split()
 )
 MAX_KINDS = 3
 
@@ -47,12 +49,42 @@ def check(prompt: str, num_references: int, learned: Iterable[str] = ()) -> None
         raise PromptError(
             f'"{prompt.strip()}" changes a picture, but none was given', "give one: kleinbild edit PROMPT -i PICTURE"
         )
+    if unpaintable := sorted(_unpaintable(prompt)):
+        raise PromptError(
+            f"nano cannot colour {quoted(unpaintable)}",
+            f"it colours {', '.join(noun.name for noun in PAINTABLE)}: {', '.join(COLORS)}",
+        )
     kinds = {NOUN_BY_NAME[name].code for name in known if name in NOUN_BY_NAME}
     if num_references == 0 and len(kinds) > MAX_KINDS:
         raise PromptError(
             f"nano draws at most {MAX_KINDS} different things, the prompt names {len(kinds)}",
             "name fewer, or add the others one at a time with kleinbild edit",
         )
+
+
+def _unpaintable(prompt: str) -> set[str]:
+    """Things that the prompt wants in a colour, "a green lion" or "make the lion green", that come in their own only."""
+    edits = bool(EDIT_WORDS.intersection(words_of(prompt)[:1]))
+    things = {name for noun in PAINTABLE for name in (*noun.names, *noun.plurals)}
+    found = set()
+    for part in prompt.split(","):
+        names = _named(words_of(part))
+        for first, second in pairwise(names):
+            if first in COLORS and second in NOUN_BY_NAME:
+                found.add(second)
+        if edits and len(names) > 1 and names[-2] in NOUN_BY_NAME and names[-1] in COLORS:
+            found.add(names[-2])
+    return found - things
+
+
+def _named(words: list[str]) -> list[str]:
+    """The prompt in order, its names as one each: `["paint", "the", "soccer ball", "red"]`."""
+    out, at = [], 0
+    while at < len(words):
+        length = next((n for n in range(_longest_name(), 1, -1) if " ".join(words[at : at + n]) in NOUN_BY_NAME), 1)
+        out.append(" ".join(words[at : at + length]))
+        at += length
+    return out
 
 
 def words_of(prompt: str) -> list[str]:
@@ -85,7 +117,8 @@ def knowledge() -> str:
     backgrounds = ", ".join(background.name for background in BACKGROUNDS)
     return (
         f"it is a tiny model that knows {len(NOUNS)} things ({nouns}) and {len(BACKGROUNDS)} backgrounds "
-        f"({backgrounds}); for everything else: kleinbild pull klein-4b"
+        f"({backgrounds}), and paints {len(PAINTABLE)} of the things {', '.join(COLORS)}; "
+        "for everything else: kleinbild pull klein-4b"
     )
 
 

@@ -102,9 +102,9 @@ def words(text: str) -> tuple[str, ...]:
 
 def _mixed(random: Random) -> Iterator[Sample]:
     """Samples of nano's world: every task as often as any other, and as many new pictures as edits."""
-    made: tuple[Task, ...] = ("one", "two", "three", "count")
+    made: tuple[Task, ...] = ("one", "colored", "two", "three", "count")
     edits: tuple[Task, ...] = (
-        "background", "remove", "add", "replace", "move",
+        "background", "remove", "add", "replace", "move", "recolor",
         "object on background", "object into scene", "both objects",
     )  # fmt: skip
     stream = samples(Draw(random, evaluation=False, codes=tuple(noun.code for noun in NOUNS)))

@@ -146,7 +146,7 @@ async def test_a_form_has_them_as_json_text(client: httpx2.AsyncClient, services
     picture = base64.b64decode((await made(client)).json()["data"][0]["b64_json"])
 
     async def edited(adapters: str | list[str]) -> httpx2.Response:
-        form = {"prompt": "make the fox red", "adapters": adapters}
+        form = {"prompt": "make the background red", "adapters": adapters}
         return await client.post("/v1/images/edits", data=form, files={"image": ("fox.png", picture)})
 
     for given in ('[{"name": "crayon", "scale": 0.5}, "hers"]', ['{"name": "crayon", "scale": 0.5}', "hers"]):

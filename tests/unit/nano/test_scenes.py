@@ -10,10 +10,10 @@ import pytest
 from PIL import Image, ImageFilter
 
 from kleinbild.nano import words
-from kleinbild.nano.scenes.lexicon import BACKGROUNDS, NOUNS, UNSEEN
+from kleinbild.nano.scenes.lexicon import BACKGROUNDS, COLORS, NOUNS, OWN_COLORS, PAINTABLE, UNSEEN, in_color
 from kleinbild.nano.scenes.oracle import judge
 from kleinbild.nano.scenes.render import Pixels, Placed, Scene, render
-from kleinbild.nano.scenes.sprites import sprites
+from kleinbild.nano.scenes.sprites import painted, sprite, sprites
 from kleinbild.nano.scenes.tasks import COUNTS, Draw, Sample, is_held_out, samples
 
 NAMED = tuple(noun.code for noun in NOUNS)
@@ -24,8 +24,9 @@ def some(count: int, *, evaluation: bool = False, codes: tuple[str, ...] = NAMED
 
 
 def test_the_world_is_as_large_as_promised() -> None:
-    assert len(NOUNS) >= 80
+    assert len(NOUNS) >= 150
     assert len(BACKGROUNDS) >= 30
+    assert len(PAINTABLE) >= 16
     assert not set(UNSEEN) & set(NAMED)
     assert {*NAMED, *UNSEEN} <= set(sprites())
 
@@ -39,15 +40,20 @@ def test_training_never_shows_what_evaluation_asks_for() -> None:
 def test_every_task_is_drawn() -> None:
     tasks = [sample.task for sample in some(6000)]
     assert all(tasks.count(task) > 80 for task in set(tasks))
-    assert len(set(tasks)) == 12
+    assert len(set(tasks)) == 14
 
 
 def test_edits_change_only_what_they_say() -> None:
     for sample in some(2000):
         if sample.task == "background":
             assert sample.target.placed == sample.references[0].placed
-        if sample.task in ("remove", "add", "replace", "move"):
+        if sample.task in ("remove", "add", "replace", "move", "recolor"):
             assert sample.target.background == sample.references[0].background
+        if sample.task == "recolor":
+            before, after = (
+                [(item.row, item.column) for item in each.placed] for each in (sample.references[0], sample.target)
+            )
+            assert before == after
         if sample.task == "move":
             assert len(set(sample.target.placed) - set(sample.references[0].placed)) == 1
         if sample.task == "object on background":
@@ -55,6 +61,18 @@ def test_edits_change_only_what_they_say() -> None:
             assert sample.target == Scene(second.background, first.placed)
         if sample.task == "object into scene":
             assert set(sample.references[1].placed) < set(sample.target.placed)
+
+
+def test_a_thing_in_another_colour_is_the_same_thing() -> None:
+    for noun in PAINTABLE:
+        own = sprite(noun.code)
+        assert in_color(noun, OWN_COLORS[noun.code]).code == noun.code
+        for color in set(COLORS) - {OWN_COLORS[noun.code]}:
+            other = sprite(in_color(noun, color).code)
+            assert np.array_equal(other[..., 3], own[..., 3])
+            changed = np.abs(other[..., :3].astype(int) - own[..., :3]).max(axis=2)[own[..., 3] > 128]
+            assert (changed > 20).mean() > 0.15, (noun.name, color)
+    assert len(painted()) == len(PAINTABLE) * (len(COLORS) - 1)
 
 
 def test_objects_never_overlap() -> None:
@@ -105,6 +123,13 @@ def test_the_oracle_refuses_a_smear(radius: int) -> None:
     fox = Scene("navy", (Placed(FOX, 2, 2),))
     blurred = np.asarray(Image.fromarray(render(fox)).filter(ImageFilter.GaussianBlur(radius)))
     assert not judge(blurred, fox).all_right
+
+
+def test_the_oracle_tells_colours_apart() -> None:
+    car = next(noun for noun in PAINTABLE if noun.name == "car")
+    shown = {color: Scene("white", (Placed(in_color(car, color).code, 2, 2),)) for color in COLORS}
+    for color, scene in shown.items():
+        assert [other for other in COLORS if judge(render(scene), shown[other]).all_right] == [color]
 
 
 def test_what_stays_is_measured_by_itself() -> None:

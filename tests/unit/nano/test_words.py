@@ -50,3 +50,19 @@ def test_four_different_things_are_too_many() -> None:
     words.check("a fox, a cat and a dog", 0)
     with pytest.raises(PromptError, match="at most 3 different things, the prompt names 4"):
         words.check("a fox, a cat, a dog and a pig", 0)
+
+
+@pytest.mark.parametrize("prompt", ["a green lion on blue", "make the lion green", "turn the lion purple"])
+def test_what_comes_in_its_own_colour_only(prompt: str) -> None:
+    with pytest.raises(PromptError, match='nano cannot colour "lion"') as caught:
+        words.check(prompt, 1)
+    assert "car" in caught.value.hint
+    assert "purple" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["a green car on white", "a green apple on red", "lion, green", "paint the car red", "make the background red"],
+)
+def test_colours_of_things_and_of_backgrounds(prompt: str) -> None:
+    words.check(prompt, 1)

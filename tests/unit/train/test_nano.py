@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -17,16 +19,17 @@ from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.catalog import PACKAGED
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.model.weights import load_model
-from kleinbild.nano.scenes.lexicon import NOUNS
+from kleinbild.nano.scenes.lexicon import COLORS, NOUNS
 from kleinbild.nano.scenes.tasks import is_held_out
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_state, save_state
 from kleinbild.train.muon import Muon, orthogonalize
 from kleinbild.train.nano import autoencoder as autoencoder_training
-from kleinbild.train.nano import distill, flow
+from kleinbild.train.nano import decoder, distill, flow
 from kleinbild.train.nano.export import export
 from kleinbild.train.nano.pool import CHANGE_WEIGHT, Pool, build_pool, draw_batch, weights_of
-from kleinbild.train.nano.tokenizer import save_tokenizer, train_tokenizer
+from kleinbild.train.nano.textures import random_texture
+from kleinbild.train.nano.tokenizer import save_tokenizer, take_up_tokenizer, train_tokenizer
 from kleinbild.train.nano.whole import Plan, train_all
 
 CPU = torch.device("cpu")
@@ -113,9 +116,30 @@ def test_a_name_reads_the_same_wherever_it_stands() -> None:
     packaged = Tokenizer.from_file(str(PACKAGED / "tokenizer" / "tokenizer.json"))
     for tokenizer in (train_tokenizer(), packaged):
         for noun in NOUNS:
-            for name in (*noun.names, *noun.plurals):
+            colored = [f"{color} {name}" for name in noun.names for color in COLORS]
+            for name in (*noun.names, *noun.plurals, *colored):
                 first = tokenizer.encode(f"{name.capitalize()}, teal").tokens
                 assert first == tokenizer.encode(f"the {name}, teal").tokens[1:], name
+
+
+def test_new_words_are_read_whole_and_the_old_ones_as_before(tmp_path: Path) -> None:
+    state = json.loads(train_tokenizer().to_str())
+    state["model"]["vocab"] = {word: id_ for word, id_ in state["model"]["vocab"].items() if id_ < 300}
+    state["model"]["merges"] = [
+        pair for pair in state["model"]["merges"] if {*pair, "".join(pair)} <= set(state["model"]["vocab"])
+    ]
+    before = Tokenizer.from_str(json.dumps(state))
+    save_tokenizer(before, tmp_path / "before")
+    new = NOUNS[-3:]
+    pieces = take_up_tokenizer(tmp_path / "before", tmp_path / "after", new)
+    after = Tokenizer.from_file(str(tmp_path / "after" / "tokenizer.json"))
+    rows = flow.widened(torch.randn(300, 4), pieces, 320)
+    for noun in new:
+        cut, (whole,) = (each.encode(f"a {noun.name}").ids[1:] for each in (before, after))
+        assert pieces[whole] == cut
+        assert torch.allclose(rows[whole], rows[cut].mean(dim=0))
+    for noun in NOUNS[:-3]:
+        assert before.encode(f"add a {noun.name}").ids == after.encode(f"add a {noun.name}").ids
 
 
 def test_a_few_steps_lower_the_loss(pool: Pool, tokenizer: PromptTokenizer) -> None:
@@ -176,10 +200,10 @@ def test_base_and_student_are_written_and_load(
     monkeypatch.setattr(
         flow, "train_tokenizer", lambda _seed: pytest.fail("weights know the vocabulary they began with")
     )
-    flow.train(tmp_path / "further", flow.LESSON_END + 1, 0, CPU, NUM_SCENES, start=tmp_path / "weights")
+    flow.train(tmp_path / "further", flow.STARTED_STEP + 1, 0, CPU, NUM_SCENES, start=tmp_path / "weights")
     further = load_state(tmp_path / "further" / "flow.pt")
     assert further is not None
-    assert further["step"] == flow.LESSON_END + 1
+    assert further["step"] == flow.STARTED_STEP + 1
     began, goes_on = (folder / "tokenizer" / "tokenizer.json" for folder in (run_folder, tmp_path / "further"))
     assert goes_on.read_bytes() == began.read_bytes()
     model = load_model(tmp_path / "weights" / "nano.safetensors")
@@ -196,7 +220,8 @@ def test_one_command_trains_all_and_goes_on(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(flow, "BATCH_SIZES", (2, 2, 2))
     monkeypatch.setattr(flow, "lesson_share", lambda _step: 0.0)  # lessons need a larger pool
     monkeypatch.setattr(distill, "BATCH_SIZES", (2, 2, 2))
-    plan = Plan(minutes=0.02, steps=2, updates=1, num_scenes=NUM_SCENES)
+    monkeypatch.setattr(decoder, "NUM_OWN", 4)
+    plan = Plan(minutes=0.02, steps=2, updates=1, decoder_steps=1, num_scenes=NUM_SCENES)
     files = train_all(tmp_path, plan, CPU)
     assert load_model(tmp_path / "weights" / "nano.safetensors").settings.distilled
     made = {path.name: path.read_bytes() for path in files}
@@ -205,6 +230,44 @@ def test_one_command_trains_all_and_goes_on(tmp_path: Path, monkeypatch: pytest.
     state = load_state(tmp_path / "flow.pt")
     assert state is not None
     assert state["step"] == 3
+
+
+def test_the_decoder_goes_on_to_the_same_weights(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "BATCH_SIZES", (2, 2, 2))
+    monkeypatch.setattr(flow, "lesson_share", lambda _step: 0.0)  # lessons need a larger pool
+    monkeypatch.setattr(distill, "BATCH_SIZES", (2, 2, 2))
+    monkeypatch.setattr(decoder, "BATCH_SIZES", (2, 2, 2))
+    monkeypatch.setattr(decoder, "NUM_OWN", 4)
+    monkeypatch.setattr(decoder, "rate_factor", lambda _step, _num_steps: 1.0)  # else it depends on the number of steps
+    folders = [tmp_path / "straight", tmp_path / "resumed"]
+    for folder in folders:
+        shutil.copytree(run_folder, folder, ignore=shutil.ignore_patterns("*.pt"))
+        with pytest.raises(SystemExit, match="no student"):
+            decoder.train(folder, 1, 0, CPU, NUM_SCENES)
+        flow.train(folder, 1, 0, CPU, NUM_SCENES)
+        distill.train(folder, 1, 0, CPU, NUM_SCENES)
+    decoder.train(folders[0], 4, 0, CPU, NUM_SCENES)
+    decoder.train(folders[1], 2, 0, CPU, NUM_SCENES)
+    decoder.train(folders[1], 4, 0, CPU, NUM_SCENES)
+    straight, resumed = (state["decoder"] for folder in folders if (state := load_state(folder / "decoder.pt")))
+    for name, tensor in straight.items():
+        assert torch.equal(tensor, resumed[name]), name
+    export(folders[0], tmp_path / "weights")
+    before, after = (load_file(path / "autoencoder.safetensors") for path in (folders[0], tmp_path / "weights"))
+    changed = {name for name in after if not torch.equal(before[name].to(after[name].dtype), after[name])}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+
+
+def test_textures_are_pictures_of_their_own() -> None:
+    textures = [random_texture(np.random.default_rng(seed), 128) for seed in range(30)]
+    assert all(np.array_equal(texture, random_texture(np.random.default_rng(3), 128)) for texture in textures[3:4])
+    assert all(texture.shape == (128, 128, 3) and texture.dtype == np.uint8 for texture in textures)
+    assert np.mean([texture.std() for texture in textures]) > 20  # none of them flat
+    gray = [np.ptp(texture.astype(int), axis=2).max() <= 1 for texture in textures]
+    assert 0 < sum(gray) < 15
 
 
 def test_the_autoencoder_learns_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

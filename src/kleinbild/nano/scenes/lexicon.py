@@ -1,12 +1,14 @@
-"""The words of nano's world: nouns and backgrounds, with their synonyms. Everything else it does not know.
+"""The words of nano's world: nouns, backgrounds and colours, with their synonyms. Everything else it does not know.
 
 `code` is the sprite's name in the atlas (Unicode code points of the emoji). Sprites in `UNSEEN` never appear in any
 training picture; they measure whether copying from a reference works for things that have no name here.
+A thing of one colour can be had in others: `in_color` gives the noun whose code is that of the repainted sprite.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,72 @@ NOUNS: tuple[Noun, ...] = tuple(
     1f686 | train
     1f6b2 | bicycle, bike
     260e-fe0f | telephone, phone
+    1f43a | wolf | wolves
+    1f993 | zebra
+    1f9a9 | flamingo
+    1f99c | parrot
+    1f413 | rooster
+    1f988 | shark
+    1f338 | cherry blossom
+    1f341 | maple leaf | maple leaves
+    1f384 | christmas tree, xmas tree
+    1f346 | eggplant, aubergine
+    1f950 | croissant
+    1f968 | pretzel
+    1f32d | hot dog
+    2615 | coffee, cup of coffee | cups of coffee, coffees
+    1f308 | rainbow
+    1fa90 | planet, saturn | planets
+    1f30b | volcano | volcanoes
+    26fa | tent
+    1f69c | tractor
+    1f3cd-fe0f | motorcycle, motorbike
+    1f681 | helicopter
+    1f6f8 | ufo, flying saucer
+    1f4f7 | camera
+    1f392 | backpack, rucksack
+    1f4fa | television, tv
+    1f941 | drum
+    1f439 | hamster
+    1f98c | deer | deer
+    1f99b | hippo, hippopotamus | hippos, hippopotamuses
+    1f998 | kangaroo
+    1f999 | llama
+    1f426 | bird
+    1f985 | eagle
+    1f421 | pufferfish, blowfish | pufferfish, blowfish
+    1f991 | squid
+    1f577-fe0f | spider
+    1f340 | clover, four-leaf clover
+    1f332 | pine tree, fir
+    1f33d | corn, ear of corn | ears of corn
+    1f965 | coconut
+    1f95a | egg
+    1f35e | loaf of bread, bread loaf | loaves of bread, bread loaves
+    1f9c7 | waffle
+    1f32e | taco
+    1f37f | popcorn, bag of popcorn | bags of popcorn
+    1f36f | honey pot, pot of honey | honey pots, pots of honey
+    2744-fe0f | snowflake
+    26f0-fe0f | mountain
+    1f3aa | circus tent, circus | circus tents
+    26f2 | fountain
+    1f691 | ambulance
+    1fa82 | parachute
+    1f3af | target, dartboard
+    1f3b2 | die, dice | dice
+    1f9e9 | puzzle piece, jigsaw piece
+    1f3bb | violin, fiddle
+    1f3b7 | saxophone, sax | saxophones, saxes
+    1f3a4 | microphone, mic
+    1f9ed | compass | compasses
+    231a | watch, wristwatch | watches, wristwatches
+    23f3 | hourglass, sandglass | hourglasses, sandglasses
+    1f56f-fe0f | candle
+    1f3ee | lantern, paper lantern
+    1f4a3 | bomb
+    1f380 | ribbon, bow
+    1f45c | handbag, purse
     """.strip().splitlines()
 )
 
@@ -175,6 +243,33 @@ BACKGROUNDS: tuple[Background, ...] = (
     Background(("sea floor", "seabed"), "seabed"),
 )
 
+COLORS: dict[str, int] = {"red": 356, "orange": 24, "yellow": 47, "green": 130, "blue": 215, "purple": 272, "pink": 328}
+"""Colours that things can be had in, by hue in degrees."""
+
+OWN_COLORS: dict[str, str] = {
+    code: color
+    for color, codes in {
+        "red": "2764-fe0f 1f697 1f388 1f344 1fad6 260e-fe0f 1f3b8",
+        "orange": "1f383",
+        "yellow": "2b50 1f514 1f451",
+        "blue": "1f41f 1f433 1f48e",
+        "pink": "1f980 1f437",
+    }.items()
+    for code in codes.split()
+}
+"""The things that can be repainted, and the colour that each has by itself."""
+
 SOLID_NAMES = frozenset(name for background in BACKGROUNDS if background.kind == "solid" for name in background.names)
 NOUN_BY_NAME = {name: noun for noun in NOUNS for name in (*noun.names, *noun.plurals)}
 BACKGROUND_BY_NAME = {name: background for background in BACKGROUNDS for name in background.names}
+
+
+@cache
+def in_color(noun: Noun, color: str) -> Noun:
+    """The noun in a colour of `COLORS`: "green car". In its own colour it is the sprite as it comes."""
+    code = noun.code if OWN_COLORS[noun.code] == color else f"{noun.code}@{color}"
+    names, plurals = (tuple(f"{color} {name}" for name in each) for each in (noun.names, noun.plurals))
+    return replace(noun, code=code, names=names, plurals=plurals)
+
+
+PAINTABLE: tuple[Noun, ...] = tuple(noun for noun in NOUNS if noun.code in OWN_COLORS)

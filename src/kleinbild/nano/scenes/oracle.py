@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS
 from kleinbild.nano.scenes.render import TOKEN, Pixels, Placed, Scene, background_pixels, render
-from kleinbild.nano.scenes.sprites import sprites
+from kleinbild.nano.scenes.sprites import painted, sprites
 
 LIKE_PSNR = 17.0  # dB in a box: below it even the right sprite is a smear
 CLEAN_PSNR = 16.0  # dB in the worst tile outside the boxes: half a cat that nobody asked for gives about 8
@@ -143,7 +143,8 @@ def box_slices(item: Placed) -> tuple[slice, slice]:
 
 @cache
 def _sprite_table() -> tuple[list[str], NDArray[np.float32], NDArray[np.float32]]:
-    """Every sprite's code, flat colours and flat alphas."""
-    tiles = np.stack(list(sprites().values())).astype(np.float32)
+    """Every sprite's (also every repainted one's) code, flat colours and flat alphas."""
+    everything = {**sprites(), **painted()}
+    tiles = np.stack(list(everything.values())).astype(np.float32)
     alphas = np.repeat(tiles[..., 3:] / 255.0, 3, axis=3)
-    return list(sprites()), tiles[..., :3].reshape(len(tiles), -1), alphas.reshape(len(tiles), -1)
+    return list(everything), tiles[..., :3].reshape(len(tiles), -1), alphas.reshape(len(tiles), -1)

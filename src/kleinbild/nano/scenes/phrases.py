@@ -168,6 +168,14 @@ def move(noun: Noun, place: tuple[int, int], random: Random) -> str:
     return f"{random.choice(('move', 'move', 'shift', 'bring', 'put'))} the {random.choice(noun.names)} {to}"
 
 
+def recolor(noun: Noun, color: str, random: Random) -> str:
+    name, hue = random.choice(noun.names), random.choice(("color", "colour"))
+    return random.choice(
+        (f"make the {name} {color}", f"paint the {name} {color}", f"re{hue} the {name} {color}",
+         f"turn the {name} {color}", f"change the {hue} of the {name} to {color}", f"{hue} the {name} {color}")
+    )  # fmt: skip
+
+
 def replace(old: Noun, new: Noun, random: Random) -> str:
     was, thing = random.choice(old.names), a_noun(new, random)
     return random.choice(

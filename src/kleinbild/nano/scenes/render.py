@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import ImageColor
 
 from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, Background
-from kleinbild.nano.scenes.sprites import SPRITE_SIDE, sprites
+from kleinbild.nano.scenes.sprites import SPRITE_SIDE, sprite
 
 SIDE = 128
 TOKEN = 16
@@ -51,7 +51,7 @@ def render(scene: Scene) -> Pixels:
     picture = background_pixels(scene.background).astype(np.float32)
     for item in scene.placed:
         left, top, _, _ = item.box
-        composite(picture, sprites()[item.code], left, top)
+        composite(picture, sprite(item.code), left, top)
     return picture.round().astype(np.uint8)
 
 

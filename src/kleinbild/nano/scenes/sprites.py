@@ -13,8 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from kleinbild.nano.scenes.lexicon import COLORS, OWN_COLORS
+
 SPRITE_SIDE = 56
 ATLAS_COLUMNS = 20
+VIVID = 0.25  # saturation from which a pixel has a colour to change
+SPAN = 42  # degrees of hue around the main one that are repainted
+PALE = {"pink": 0.6}  # colours that are pale: what is left of the saturation
 
 
 @cache
@@ -32,3 +37,37 @@ def sprites() -> dict[str, NDArray[np.uint8]]:
         tile.flags.writeable = False
         tiles[code] = tile
     return tiles
+
+
+@cache
+def painted() -> dict[str, NDArray[np.uint8]]:
+    """The repainted sprites by their code, `CODE@COLOR`."""
+    return {
+        f"{code}@{color}": repaint(sprites()[code], hue, PALE.get(color, 1.0))
+        for code, own in OWN_COLORS.items()
+        for color, hue in COLORS.items()
+        if color != own
+    }
+
+
+def sprite(code: str) -> NDArray[np.uint8]:
+    """A sprite of the atlas, or a repainted one."""
+    return painted()[code] if "@" in code else sprites()[code]
+
+
+def repaint(tile: NDArray[np.uint8], hue: int, saturation_left: float = 1.0) -> NDArray[np.uint8]:
+    """Turns the hues around the sprite's main one to `hue` (degrees); everything else stays."""
+    hsv = np.asarray(Image.fromarray(tile[..., :3]).convert("HSV")).astype(np.float32)
+    hues, saturation = hsv[..., 0] * (360 / 255), hsv[..., 1] / 255
+    weight = saturation * (tile[..., 3] / 255) * (saturation > VIVID)
+    bins = np.bincount((hues.astype(int) // 10 % 36).ravel(), weight.ravel(), minlength=36)
+    main = 10 * float(np.argmax(bins + np.roll(bins, 1) + np.roll(bins, -1))) + 5
+    away = (hues - main + 180) % 360 - 180
+    mask = (np.abs(away) < SPAN) & (saturation > VIVID)
+    hsv[..., 0] = np.where(mask, (hue + 0.3 * away) % 360 * (255 / 360), hsv[..., 0])
+    hsv[..., 1] = np.where(mask, hsv[..., 1] * saturation_left, hsv[..., 1])
+    out = tile.copy()
+    out[..., :3] = np.asarray(Image.fromarray(hsv.round().clip(0, 255).astype(np.uint8), "HSV").convert("RGB"))
+    out[..., :3][~mask] = tile[..., :3][~mask]
+    out.flags.writeable = False
+    return out

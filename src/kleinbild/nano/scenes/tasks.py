@@ -16,13 +16,13 @@ from random import Random
 from typing import Literal
 
 from kleinbild.nano.scenes import phrases
-from kleinbild.nano.scenes.lexicon import BACKGROUNDS, NOUNS, Noun
+from kleinbild.nano.scenes.lexicon import BACKGROUNDS, COLORS, NOUNS, PAINTABLE, Noun, in_color
 from kleinbild.nano.scenes.phrases import CENTER, CORNERS
 from kleinbild.nano.scenes.render import Placed, Scene
 
 Task = Literal[
-    "one", "two", "three", "count",
-    "background", "remove", "add", "replace", "move",
+    "one", "colored", "two", "three", "count",
+    "background", "remove", "add", "replace", "move", "recolor",
     "object on background", "object into scene", "both objects",
 ]  # fmt: skip
 Place = tuple[int, int]
@@ -65,18 +65,19 @@ class Draw:
     random: Random
     evaluation: bool
     codes: tuple[str, ...]  # sprites that may be "the object of image 1": named and unnamed
+    vocabulary: tuple[Noun, ...] = NOUNS  # with repetitions: what stands there twice is drawn twice as often
 
     def nouns(self, count: int) -> list[Noun]:
         """`count` different nouns; the first with each of the others is an allowed pair."""
         while True:
-            nouns = self.random.sample(NOUNS, count)
+            nouns = self._different(count)
             if all(self._allowed(nouns[0].code, other.code) for other in nouns[1:]):
                 return nouns
 
     def trio(self) -> list[Noun]:
         """Three different nouns: no pair of them is kept for evaluation (in training), or one is (in evaluation)."""
         while True:
-            nouns = self.random.sample(NOUNS, 3)
+            nouns = self._different(3)
             if any(held_out(a.code, b.code) for a, b in combinations(nouns, 2)) == self.evaluation:
                 return nouns
 
@@ -92,9 +93,17 @@ class Draw:
 
     def noun_on_background(self) -> tuple[Noun, str]:
         while True:
-            noun, background = self.random.choice(NOUNS), self.random.choice(BACKGROUNDS).name
+            noun, background = self.random.choice(self.vocabulary), self.random.choice(BACKGROUNDS).name
             if self._allowed(noun.code, background):
                 return noun, background
+
+    def painted_on_background(self) -> tuple[Noun, str, str]:
+        """A noun that can be painted, a colour, a background."""
+        while True:
+            noun, color = self.random.choice(PAINTABLE), self.random.choice(tuple(COLORS))
+            background = self.random.choice(BACKGROUNDS).name
+            if self._allowed(in_color(noun, color).code, background):
+                return noun, color, background
 
     def objects_on_backgrounds(self) -> tuple[str, str, str, str]:
         """Two sprites and two backgrounds, every combination allowed (in training) or the first (in evaluation)."""
@@ -102,6 +111,18 @@ class Draw:
             (a, b), (ground, other) = self.random.sample(self.codes, 2), self.backgrounds(2)
             if self.evaluation or not any(held_out(code, name) for code in (a, b) for name in (ground, other)):
                 return a, b, ground, other
+
+    def pair_of_objects(self) -> tuple[str, str, str, str]:
+        """The same of two sprites that may stand together."""
+        while True:
+            a, b, ground, other = self.objects_on_backgrounds()
+            if self.evaluation or not held_out(a, b):
+                return a, b, ground, other
+
+    def _different(self, count: int) -> list[Noun]:
+        while len(set(nouns := self.random.sample(self.vocabulary, count))) < count:
+            pass
+        return nouns
 
     def _allowed(self, *names: str) -> bool:
         return held_out(*names) == self.evaluation
@@ -165,7 +186,7 @@ def single_group(draw: Draw) -> Iterator[Sample]:
         yield Sample("background", partial(phrases.change_background, other), moved, (alone(place),))
     yield Sample("remove", partial(phrases.remove, noun, place), scene(ground), (alone(place),))
     yield Sample("add", partial(phrases.add, noun, place), alone(place), (scene(ground),))
-    rival = random.choice(NOUNS)
+    rival = random.choice(draw.vocabulary)
     if rival != noun and not held_out(rival.code, ground):
         swapped = alone(place, rival)
         yield Sample("replace", partial(phrases.replace, noun, rival), swapped, (alone(place),))
@@ -202,6 +223,32 @@ def trio_group(draw: Draw) -> Iterator[Sample]:
     yield Sample("move", partial(phrases.move, a, at_a), before, (after,))
 
 
+def color_group(draw: Draw) -> Iterator[Sample]:
+    """A thing in a colour, alone and beside another, and repainted."""
+    random = draw.random
+    noun, color, ground = draw.painted_on_background()
+    other_color = random.choice([each for each in COLORS if each != color])
+    painted, repainted = in_color(noun, color), in_color(noun, other_color)
+    if not draw.evaluation and held_out(repainted.code, ground):
+        return
+    place = random.choice(SINGLES)
+    centered = scene(ground, (painted.code, CENTER))
+    yield Sample("colored", partial(phrases.one_somewhere, painted, ground), centered)
+    yield Sample("colored", partial(phrases.one_object, painted, place, ground), scene(ground, (painted.code, place)))
+    for was, now, named in ((repainted, painted, color), (painted, repainted, other_color)):
+        here, there = (scene(ground, (each.code, place)) for each in (was, now))
+        yield Sample("recolor", partial(phrases.recolor, noun, named), there, (here,))
+    partner = random.choice(draw.vocabulary)
+    if partner != noun and not any(held_out(each.code, partner.code) for each in (noun, painted, repainted)):
+        first, second = random.choice(PAIRS)
+        at, beside = (first, second) if random.random() < 0.5 else (second, first)
+        here, there = (scene(ground, (each.code, at), (partner.code, beside)) for each in (repainted, painted))
+        ordered = (painted, partner) if at == first else (partner, painted)
+        yield Sample("two", partial(phrases.two_objects, *ordered, first[0] == second[0], ground), there)
+        yield Sample("recolor", partial(phrases.recolor, noun, color), there, (here,))
+        yield Sample("recolor", partial(phrases.recolor, noun, other_color), here, (there,))
+
+
 def swap_group(draw: Draw) -> Iterator[Sample]:
     """The object of image 1 on the background of image 2; both pictures show an object of their own."""
     a, b, ground, other = draw.objects_on_backgrounds()
@@ -215,7 +262,7 @@ def swap_group(draw: Draw) -> Iterator[Sample]:
 def insert_group(draw: Draw) -> Iterator[Sample]:
     """The object of image 1, alone in the middle, added to the scene of image 2 at the free place."""
     random = draw.random
-    a, b, ground, other = _pair_of_objects(draw)
+    a, b, ground, other = draw.pair_of_objects()
     for code, rival in ((a, b), (b, a)):
         first, second = random.choice(PAIRS)
         free, taken = (first, second) if random.random() < 0.5 else (second, first)
@@ -227,7 +274,7 @@ def insert_group(draw: Draw) -> Iterator[Sample]:
 
 def both_group(draw: Draw) -> Iterator[Sample]:
     """The objects of two pictures side by side, on a background that is named or on one of theirs."""
-    a, b, ground, other = _pair_of_objects(draw)
+    a, b, ground, other = draw.pair_of_objects()
     (third,) = draw.backgrounds(1)
     one, two = scene(ground, (a, CENTER)), scene(other, (b, CENTER))
 
@@ -240,21 +287,15 @@ def both_group(draw: Draw) -> Iterator[Sample]:
     yield Sample("both objects", partial(phrases.both_objects_kept, image), both(background, a, b), (one, two))
 
 
-def _pair_of_objects(draw: Draw) -> tuple[str, str, str, str]:
-    while True:
-        a, b, ground, other = draw.objects_on_backgrounds()
-        if draw.evaluation or not held_out(a, b):
-            return a, b, ground, other
-
-
 GROUPS: tuple[tuple[float, Callable[[Draw], Iterator[Sample]]], ...] = (
     (0.24, pair_group),
     (0.18, single_group),
     (0.10, count_group),
     (0.10, trio_group),
-    (0.11, swap_group),
-    (0.15, insert_group),
-    (0.12, both_group),
+    (0.14, color_group),
+    (0.09, swap_group),
+    (0.12, insert_group),
+    (0.09, both_group),
 )
 
 

@@ -95,13 +95,18 @@ def loss_of(model: Autoencoder, x_BCHW: Tensor, noise_seed: int) -> tuple[Tensor
     generator = torch.Generator(x_BCHW.device).manual_seed(noise_seed)
     noise = torch.randn(mean.shape, generator=generator, device=mean.device)
     out = model.decoder(mean + (0.5 * log_variance).exp() * noise).float()
-    loss = F.l1_loss(out, x_BCHW)
-    error = out - x_BCHW
+    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    return picture_loss(out, x_BCHW) + KL_WEIGHT * kl, (out - x_BCHW).detach().square().mean().item()
+
+
+def picture_loss(out_BCHW: Tensor, wanted_BCHW: Tensor) -> Tensor:
+    """Mean absolute error of the pixels, and of their differences at three scales: what is sharp stays sharp."""
+    error = out_BCHW - wanted_BCHW
+    loss = error.abs().mean()
     for scale in range(3):
         shrunk = F.avg_pool2d(error, 2**scale) if scale else error
         loss = loss + 0.5 / 3 * (shrunk.diff(dim=2).abs().mean() + shrunk.diff(dim=3).abs().mean())
-    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-    return loss + KL_WEIGHT * kl, error.detach().square().mean().item()
+    return loss
 
 
 @torch.no_grad()

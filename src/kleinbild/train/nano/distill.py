@@ -78,14 +78,16 @@ def begin_student(out: Path, device: torch.device) -> tuple[Run, int]:
     return run, base["step"]
 
 
-def train(out: Path, num_updates: int, seed: int, device: torch.device, num_scenes: int = NUM_SCENES) -> None:
+def train(
+    out: Path, num_updates: int, seed: int, device: torch.device, num_scenes: int = NUM_SCENES, num_new: int = 0
+) -> None:
     tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
     autoencoder = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
     run, base_step = begin_student(out, device)
     if run.step >= num_updates:
         return
     pool = next(
-        pools(autoencoder, seed, base_step, device, num_scenes, out / "pool.pt")
+        pools(autoencoder, seed, base_step, device, num_scenes, out / "pool.pt", num_new)
     )  # the base's last: it is cached
     started = saved_at = time.monotonic()
     losses: list[float] = []
@@ -109,10 +111,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="holds flow.pt, autoencoder and tokenizer")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--scenes", type=int, default=NUM_SCENES, help="scenes in the pool, as many as the base had")
+    parser.add_argument("--new", type=int, default=0, help="nouns that come twice as often, as many as the base had")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    train(arguments.out, arguments.steps, arguments.seed, torch.device(arguments.device), arguments.scenes)
+    train(
+        arguments.out, arguments.steps, arguments.seed, torch.device(arguments.device), arguments.scenes, arguments.new
+    )
 
 
 if __name__ == "__main__":

@@ -52,10 +52,13 @@ def export(run: Path, out: Path) -> list[Path]:
             f"{run / 'student.pt'}: its base was another than flow.pt; run python -m kleinbild.train.nano.distill, or remove it"
         )
     out.mkdir(parents=True, exist_ok=True)
+    autoencoder = load_file(run / "autoencoder.safetensors")
+    if decoder := load_state(run / "decoder.pt"):
+        autoencoder |= {f"decoder.{name}": tensor for name, tensor in decoder["decoder"].items()}
     files = {
         "nano-base.safetensors": part(base["average"], "transformer."),
         "text_encoder.safetensors": part(base["average"], "text_encoder."),
-        "autoencoder.safetensors": part(load_file(run / "autoencoder.safetensors"), ""),
+        "autoencoder.safetensors": part(autoencoder, ""),
     }
     write_settings(out / "nano-base.json", base_settings())
     if student is not None:

@@ -31,20 +31,22 @@ from kleinbild.model.spec import ModelSpec, TransformerSpec
 from kleinbild.model.text_encoder import TextEncoder
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.model.transformer import Flux2Transformer
+from kleinbild.nano.scenes.lexicon import NOUNS
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
 from kleinbild.train.muon import Muon
 from kleinbild.train.nano.pool import Batch, Pool, Topic, build_pool, draw_batch
 from kleinbild.train.nano.precision import mixed
-from kleinbild.train.nano.tokenizer import save_tokenizer, train_tokenizer
+from kleinbild.train.nano.tokenizer import save_tokenizer, take_up_tokenizer, train_tokenizer
 from kleinbild.train.optimizers import average
 
+EMBEDDING = "model.embed_tokens.weight"
 GRID = (8, 8)  # tokens of a training picture
 BATCH_SIZES = (36, 21, 15)  # by number of references: about equal work
 MIX = (0.42, 0.36, 0.22)  # how often a step has none, one, two references
 SHARES: tuple[Mapping[Topic, float], ...] = (  # of the topics in such a step: what is hard to learn comes more often
-    {"one": 0.30, "two": 0.34, "three": 0.22, "count": 0.14},
-    {"background": 0.14, "remove": 0.22, "add": 0.17, "replace": 0.25, "move": 0.22},
+    {"one": 0.24, "two": 0.30, "three": 0.18, "count": 0.12, "colored": 0.16},
+    {"background": 0.14, "remove": 0.19, "add": 0.14, "replace": 0.20, "move": 0.17, "recolor": 0.16},
     {"object on background": 0.36, "object into scene": 0.34, "both objects": 0.30},
 )
 LESSON: Mapping[Topic, float] = {"lesson": 1.0}
@@ -54,6 +56,7 @@ PROMPT_DROPOUT = 0.1
 MUON_RATE, ADAM_RATE, WEIGHT_DECAY = 0.02, 2e-3, 0.05
 WARMUP_STEPS, DECAY_SHARE, EMA_DECAY = 150, 0.45, 0.998
 LESSON_STEPS, LESSON_END, LESSON_SHARE = 350, 1800, 0.06
+STARTED_STEP = 1300  # of weights that were trained before: amid the lessons, since the world may have new words
 NUM_SCENES, STEPS_A_POOL = 32_000, 9000
 SECONDS_A_CHECKPOINT = 120
 ALARM_STEP, ALARM_RESPONSE = 1200, 0.15
@@ -193,31 +196,51 @@ def lesson_share(step: int) -> float:
 
 
 def pools(
-    autoencoder: Autoencoder, seed: int, first_step: int, device: torch.device, num_scenes: int, cache: Path
+    autoencoder: Autoencoder,
+    seed: int,
+    first_step: int,
+    device: torch.device,
+    num_scenes: int,
+    cache: Path,
+    num_new: int = 0,
 ) -> Iterator[Pool]:
     """One pool for each stretch of `STEPS_A_POOL` steps."""
     number = first_step // STEPS_A_POOL
     while True:
-        yield build_pool(autoencoder, f"{seed}-{number}", num_scenes, device, cache)
+        yield build_pool(autoencoder, f"{seed}-{number}", num_scenes, device, cache, num_new)
         number += 1
 
 
-def start_from(weights: Path, out: Path, flow: Flow) -> None:
-    """Takes up an exported model: its base weights into `flow`, its autoencoder and tokenizer into `out`."""
+def start_from(weights: Path, out: Path, flow: Flow, num_new: int = 0) -> None:
+    """Takes up an exported model: its base weights into `flow`, its autoencoder and tokenizer into `out`.
+
+    The words of the last `num_new` nouns get tokens of their own, which begin as the mean of what they were cut into.
+    """
     flow.transformer.load_state_dict(load_file(weights / "nano-base.safetensors"))
-    flow.text_encoder.load_state_dict(load_file(weights / "text_encoder.safetensors"))
+    text = load_file(weights / "text_encoder.safetensors")
     shutil.copy(weights / "autoencoder.safetensors", out / "autoencoder.safetensors")
-    shutil.copytree(weights / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+    pieces = take_up_tokenizer(weights / "tokenizer", out / "tokenizer", NOUNS[len(NOUNS) - num_new :])
+    text[EMBEDDING] = widened(text[EMBEDDING], pieces, NANO.text_encoder.vocab_size)
+    flow.text_encoder.load_state_dict(text)
+
+
+def widened(rows_VD: Tensor, pieces: Mapping[int, list[int]], size: int) -> Tensor:
+    """Embedding rows (size, D): those that are there, and for each id of `pieces` the mean of the rows of its pieces."""
+    out_VD = rows_VD.new_zeros(size, rows_VD.shape[1])
+    out_VD[: len(rows_VD)] = rows_VD
+    for id_, parts in pieces.items():
+        out_VD[id_] = rows_VD[parts].mean(dim=0)
+    return out_VD
 
 
 def train(
     out: Path, num_steps: int, seed: int, device: torch.device, num_scenes: int = NUM_SCENES, start: Path | None = None,
-    *, rate: float = 1.0, compiled: bool = False,
+    *, rate: float = 1.0, compiled: bool = False, num_new: int = 0,
 ) -> None:  # fmt: skip
     torch.manual_seed(seed)
     flow, state = Flow(NANO), load_state(out / "flow.pt")
     if start is not None and state is None:
-        start_from(start, out, flow)
+        start_from(start, out, flow, num_new)
     if not (
         out / "tokenizer"
     ).exists():  # weights keep the vocabulary that they began with, whatever the world says now
@@ -225,14 +248,14 @@ def train(
     tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
     autoencoder = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
     run = begin(flow.to(device), scale=rate)
-    run.step = run.first_step = 0 if start is None else LESSON_END  # what was trained before had its lessons
+    run.step = run.first_step = 0 if start is None else STARTED_STEP
     if state is not None:
         run.restore(state)
     if run.step >= num_steps:
         return
     if compiled:
         run.flow.compile_blocks()
-    supply = pools(autoencoder, seed, run.step, device, num_scenes, out / "pool.pt")
+    supply = pools(autoencoder, seed, run.step, device, num_scenes, out / "pool.pt", num_new)
     pool = next(supply)
     started = saved_at = time.monotonic()
     recent = torch.zeros(3, 2)
@@ -267,10 +290,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="holds autoencoder.safetensors")
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--scenes", type=int, default=NUM_SCENES, help="scenes in a pool")
-    parser.add_argument("--start", type=Path, help=f"exported model to go on from, at step {LESSON_END}")
+    parser.add_argument("--start", type=Path, help=f"exported model to go on from, at step {STARTED_STEP}")
     parser.add_argument(
         "--rate", type=float, default=1.0, help="times the usual rates: less to go on from good weights"
     )
+    parser.add_argument("--new", type=int, default=0, help="nouns at the end of the list that come twice as often")
     parser.add_argument("--compile", action="store_true", help="compile the blocks: faster after the first minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -286,6 +310,7 @@ def main() -> None:
         arguments.start,
         rate=arguments.rate,
         compiled=arguments.compile,
+        num_new=arguments.new,
     )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.tokenizer import PromptTokenizer
-from kleinbild.nano.scenes.lexicon import UNSEEN
+from kleinbild.nano.scenes.lexicon import NOUNS, UNSEEN
 from kleinbild.nano.scenes.phrases import CENTER
 from kleinbild.nano.scenes.render import CELL, SIDE, TOKEN, Placed, Scene, render
 from kleinbild.nano.scenes.sprites import sprites
@@ -58,21 +58,24 @@ class Batch:
     mask_BL: Tensor
 
 
-def training_draw(random: Random) -> Draw:
-    """Draws for training: no combination kept for evaluation, no unseen sprite."""
-    return Draw(random, evaluation=False, codes=tuple(sorted(set(sprites()) - set(UNSEEN))))
+def training_draw(random: Random, num_new: int = 0) -> Draw:
+    """Draws for training: no combination kept for evaluation, no unseen sprite; the last `num_new` nouns twice as often."""
+    codes = tuple(sorted(set(sprites()) - set(UNSEEN)))
+    return Draw(random, evaluation=False, codes=codes, vocabulary=NOUNS + NOUNS[len(NOUNS) - num_new :])
 
 
 def is_lesson(sample: Sample) -> bool:
     """The first lesson is one thing in the middle: there nouns bind within minutes (measured), elsewhere much later."""
-    return sample.task == "one" and (sample.target.placed[0].row, sample.target.placed[0].column) == CENTER
+    return sample.task in ("one", "colored") and (sample.target.placed[0].row, sample.target.placed[0].column) == CENTER
 
 
-def build_pool(autoencoder: Autoencoder, seed: str, num_scenes: int, device: torch.device, cache: Path) -> Pool:
+def build_pool(
+    autoencoder: Autoencoder, seed: str, num_scenes: int, device: torch.device, cache: Path, num_new: int = 0
+) -> Pool:
     """Draws samples until they show `num_scenes` scenes, and encodes those, or reads them from `cache` if it is there."""
     index: dict[Scene, int] = {}
     by_topic: dict[Topic, list[Sample]] = defaultdict(list)
-    for sample in samples(training_draw(Random(seed))):
+    for sample in samples(training_draw(Random(seed), num_new)):
         if len(index) >= num_scenes:
             break
         by_topic[sample.task].append(sample)
@@ -116,13 +119,15 @@ def draw_batch(
     pool: Pool, shares: Mapping[Topic, float], size: int, random: Random, tokenizer: PromptTokenizer, *,
     dropout: float = 0.0,
 ) -> Batch:  # fmt: skip
-    """`size` random samples, topics by their shares; each prompt is dropped (empty) with probability `dropout`.
+    """`size` random samples, topics by their shares; each prompt is dropped (empty) with probability `dropout`."""
+    return to_batch(pool, draw_samples(pool, shares, size, random), random, tokenizer, dropout)
 
-    A topic that a very small pool has no sample of is left out.
-    """
+
+def draw_samples(pool: Pool, shares: Mapping[Topic, float], size: int, random: Random) -> list[Sample]:
+    """A topic that a very small pool has no sample of is left out."""
     there = {topic: share for topic, share in shares.items() if topic in pool.by_topic}
     topics = random.choices(list(there), list(there.values()), k=size)
-    return to_batch(pool, [random.choice(pool.by_topic[topic]) for topic in topics], random, tokenizer, dropout)
+    return [random.choice(pool.by_topic[topic]) for topic in topics]
 
 
 def to_batch(
