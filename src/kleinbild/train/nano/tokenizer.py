@@ -77,7 +77,8 @@ def take_up_tokenizer(folder: Path, out: Path, nouns: Sequence[Noun] = ()) -> di
     cut = {word: [token.id for token in tokenizer.model.tokenize(word)] for word in words if word not in known}
     pieces = {word: ids for word, ids in cut.items() if len(ids) > 1}
     state = json.loads(tokenizer.to_str())
-    state["model"]["ignore_merges"] = True  # a word that has a token is not put together from pieces
+    if pieces:
+        state["model"]["ignore_merges"] = True  # a word that has a token is not put together from pieces
     ids = {word: len(vocabulary) + index for index, word in enumerate(pieces)}
     state["model"]["vocab"] |= ids
     save_tokenizer(Tokenizer.from_str(json.dumps(state)), out)
