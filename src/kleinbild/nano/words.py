@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 
@@ -27,6 +27,7 @@ EDIT_WORDS = frozenset(
     colour both""".split()
 )
 MAX_KINDS = 3
+NAMES = NOUN_BY_NAME.keys() | BACKGROUND_BY_NAME.keys()
 
 
 def check(prompt: str, num_references: int, learned: Iterable[str] = ()) -> None:
@@ -68,23 +69,13 @@ def _unpaintable(prompt: str) -> set[str]:
     things = {name for noun in PAINTABLE for name in (*noun.names, *noun.plurals)}
     found = set()
     for part in prompt.split(","):
-        names = _named(words_of(part))
+        names = list(_parts(words_of(part), NOUN_BY_NAME))
         for first, second in pairwise(names):
             if first in COLORS and second in NOUN_BY_NAME:
                 found.add(second)
         if edits and len(names) > 1 and names[-2] in NOUN_BY_NAME and names[-1] in COLORS:
             found.add(names[-2])
     return found - things
-
-
-def _named(words: list[str]) -> list[str]:
-    """The prompt in order, its names as one each: `["paint", "the", "soccer ball", "red"]`."""
-    out, at = [], 0
-    while at < len(words):
-        length = next((n for n in range(_longest_name(), 1, -1) if " ".join(words[at : at + n]) in NOUN_BY_NAME), 1)
-        out.append(" ".join(words[at : at + length]))
-        at += length
-    return out
 
 
 def words_of(prompt: str) -> list[str]:
@@ -96,19 +87,22 @@ def words_of(prompt: str) -> list[str]:
 def sort_words(words: list[str]) -> tuple[list[str], list[str]]:
     """The names that were recognised, and the words that were not."""
     known, unknown = [], []
+    for part in _parts(words, NAMES):
+        if part in NAMES:
+            known.append(part)
+        elif part not in JOINING_WORDS:
+            unknown.append(part)
+    return known, unknown
+
+
+def _parts(words: list[str], names: Collection[str]) -> Iterator[str]:
+    """The words in order, those of the longest names as one part: `paint`, `the`, `soccer ball`, `red`."""
     at = 0
     while at < len(words):
-        for length in range(min(_longest_name(), len(words) - at), 0, -1):
-            name = " ".join(words[at : at + length])
-            if name in NOUN_BY_NAME or name in BACKGROUND_BY_NAME:
-                known.append(name)
-                at += length
-                break
-        else:
-            if words[at] not in JOINING_WORDS:
-                unknown.append(words[at])
-            at += 1
-    return known, unknown
+        most = min(_longest_name(), len(words) - at)
+        length = next((n for n in range(most, 1, -1) if " ".join(words[at : at + n]) in names), 1)
+        yield " ".join(words[at : at + length])
+        at += length
 
 
 def knowledge() -> str:
@@ -129,4 +123,4 @@ def quoted(words: list[str]) -> str:
 
 @cache
 def _longest_name() -> int:
-    return max(len(name.split()) for name in (*NOUN_BY_NAME, *BACKGROUND_BY_NAME))
+    return max(len(name.split()) for name in NAMES)

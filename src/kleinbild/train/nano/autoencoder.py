@@ -62,6 +62,13 @@ def initialize(model: Autoencoder) -> None:
     bias.data[model.spec.latent_channels :] = -4.0
 
 
+def optimizers_of(model: nn.Module, *, muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the kernels, Adam for everything else."""
+    kernels = [p for p in model.parameters() if p.ndim == 4 and min(p.shape[:2]) > 3]
+    others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
+    return [Muon(kernels, lr=muon_rate), torch.optim.Adam(others, lr=adam_rate, betas=(0.9, 0.98))]
+
+
 def random_scenes(generator: np.random.Generator, count: int, side: int) -> Tensor:
     """`count` pictures (count, 3, side, side) in [-1, 1]: half as in the world, half with free places and colours."""
     codes = sorted(set(sprites()) - set(UNSEEN))
@@ -134,9 +141,7 @@ def train(out: Path, minutes: float, seed: int = 0, device: str = "cpu") -> None
     initialize(model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's types
     model.to(device)
-    kernels = [p for p in model.parameters() if p.ndim == 4 and min(p.shape[:2]) > 3]
-    others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
-    optimizers = [Muon(kernels, lr=0.015), torch.optim.Adam(others, lr=2e-3, betas=(0.9, 0.98))]
+    optimizers = optimizers_of(model, muon_rate=0.015, adam_rate=2e-3)
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     path = out / "autoencoder.pt"
     step, spent = 0, 0.0

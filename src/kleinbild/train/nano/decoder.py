@@ -26,8 +26,7 @@ from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.nano.scenes.render import SIDE, Scene, render
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
-from kleinbild.train.muon import Muon
-from kleinbild.train.nano.autoencoder import picture_loss, random_scenes
+from kleinbild.train.nano.autoencoder import optimizers_of, picture_loss, random_scenes
 from kleinbild.train.nano.distill import NUM_STEPS
 from kleinbild.train.nano.flow import BATCH_SIZES, GRID, MIX, NUM_SCENES, SECONDS_A_CHECKPOINT, SHARES, Flow, pools
 from kleinbild.train.nano.pool import Batch, Pool, draw_samples, to_batch, to_tensor
@@ -88,14 +87,6 @@ def next_pictures(
     return torch.cat((made_BDrc, encoded_BDrc)), torch.cat((wanted, others)).to(device)
 
 
-def begin(autoencoder: Autoencoder) -> list[torch.optim.Optimizer]:
-    """Muon for the decoder's kernels, Adam for everything else of it."""
-    parameters = list(autoencoder.decoder.requires_grad_(True).parameters())
-    kernels = [p for p in parameters if p.ndim == 4 and min(p.shape[:2]) > 3]
-    others = [p for p in parameters if not any(p is kernel for kernel in kernels)]
-    return [Muon(kernels, lr=MUON_RATE), torch.optim.Adam(others, lr=ADAM_RATE, betas=(0.9, 0.98))]
-
-
 def rate_factor(step: int, num_steps: int) -> float:
     """Warm-up (the optimizers know nothing of the weights), then linear decay."""
     return min(1.0, (step + 1) / WARMUP_STEPS, max((num_steps - step) / num_steps, 0.01))
@@ -105,7 +96,8 @@ def train(
     out: Path, num_steps: int, seed: int, device: torch.device, num_scenes: int = NUM_SCENES, num_new: int = 0
 ) -> None:
     autoencoder = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
-    optimizers = begin(autoencoder)
+    decoder = autoencoder.decoder.requires_grad_(True)
+    optimizers = optimizers_of(decoder, muon_rate=MUON_RATE, adam_rate=ADAM_RATE)
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     student = load_state(out / "student.pt")
     if student is None:
@@ -113,7 +105,7 @@ def train(
     stage = {"base_step": student["base_step"], "updates": student["step"]}
     step = 0
     if (state := load_state(out / "decoder.pt")) and state["stage"] == stage:
-        autoencoder.decoder.load_state_dict(state["decoder"])
+        decoder.load_state_dict(state["decoder"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         step = state["step"]
@@ -149,7 +141,7 @@ def train(
             save_state(
                 out / "decoder.pt",
                 {
-                    "decoder": autoencoder.decoder.state_dict(),
+                    "decoder": decoder.state_dict(),
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "step": step,
                     "stage": stage,
