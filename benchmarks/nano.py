@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from kleinbild.engine.runtime import Engine
     from kleinbild.model.weights import Settings
 
-PROMPT, EDIT = "a fox on a mint background", "change the background to the night sky"
+PROMPT, EDIT = "a fox in the middle, mint background", "change the background to the night sky"
 EIGHT = ("cat", "dog", "fox", "pig", "frog", "car", "rose", "owl")
 COMPOSE = "put the object of image 1 on the background of image 2"
 PRECISIONS = ("float32", "bfloat16")

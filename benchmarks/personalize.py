@@ -39,8 +39,8 @@ from kleinbild.engine.runtime import Engine
 from kleinbild.nano.evaluate import GOALS, attempt, drawn, encoded, held_out_samples
 from kleinbild.nano.scenes import phrases
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS, NOUNS, Noun
-from kleinbild.nano.scenes.oracle import Look, judge
-from kleinbild.nano.scenes.phrases import CENTER
+from kleinbild.nano.scenes.oracle import Look, Verdict, judge, nearest_scene
+from kleinbild.nano.scenes.phrases import CENTER, Place
 from kleinbild.nano.scenes.render import Pixels, Scene, render
 from kleinbild.nano.scenes.tasks import SINGLES, Draw, Sample, is_held_out, samples, scene
 
@@ -53,12 +53,19 @@ CODES = tuple(noun.code for noun in NOUNS)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One picture to make and the scene that it should show, through the lesson's look; `wordings` say the same otherwise."""
+    """One picture to make and a scene that it should show, through the lesson's look; `wordings` say the same otherwise.
+
+    `right` are all scenes that would be, where there are more.
+    """
 
     prompt: str
     expected: Scene
     references: tuple[bytes, ...] = ()
     wordings: tuple[str, ...] = ()
+    right: tuple[Scene, ...] = ()
+
+    def verdict(self, picture: Pixels, look: Look | None) -> Verdict:
+        return judge(picture, nearest_scene(picture, self.right or (self.expected,), look), look)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +131,7 @@ def other_zorps() -> Iterator[Asked]:
             yield asked
 
 
-def _zorp(place: tuple[int, int], ground: str, random: Random) -> Asked:
+def _zorp(place: Place, ground: str, random: Random) -> Asked:
     return Asked(phrases.one_object(ZORP, place, ground, random), scene(ground, (ZORP.code, place)))
 
 
@@ -139,7 +146,7 @@ def scenes(*, evaluation: bool, seed: str) -> Iterator[tuple[Sample, Random]]:
 def in_style(stream: Iterator[tuple[Sample, Random]]) -> Iterator[Asked]:
     for sample, random in stream:
         first, *others = (f"{sample.wording(random)}, {STYLE}" for _ in range(NUM_WORDINGS))
-        yield Asked(first, sample.target, (), tuple(others))
+        yield Asked(first, sample.target, (), tuple(others), sample.right)
 
 
 def to_frame(stream: Iterator[tuple[Sample, Random]]) -> Iterator[Asked]:
@@ -225,7 +232,7 @@ def recognised(
     for number, one in enumerate(islice(lesson.asked(), count)):
         request = PictureRequest(one.prompt, "nano", seed=1000 + number, references=one.references, adapters=uses)
         pictures.append(engine.generate(request).pil)
-        verdicts.append(judge(np.asarray(pictures[-1]), one.expected, lesson.look))
+        verdicts.append(one.verdict(np.asarray(pictures[-1]), lesson.look))
     if sheet is not None:
         save_sheet(pictures[:40], sheet)
     right = float(np.mean([verdict.all_right for verdict in verdicts]))
@@ -245,7 +252,7 @@ def without(engine: Engine, lesson: Lesson, count: int) -> float:
             picture = engine.generate(request).pil
         except PromptError:
             continue
-        right += judge(np.asarray(picture), one.expected, lesson.look).all_right
+        right += one.verdict(np.asarray(picture), lesson.look).all_right
     return right / count
 
 

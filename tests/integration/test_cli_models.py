@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from kleinbild.cli.main import run
 from kleinbild.model.catalog import find
+from kleinbild.nano.variety import ASKED
 from tests.integration.command import typed
 from tests.tiny import SETTINGS, write_model
 from tests.unit.model.hub_server import Hub, serve
@@ -115,10 +116,13 @@ def test_eval_measures_each_row_and_misses_goals_with_random_weights(tmp_path: P
     sheets = tmp_path / "sheets"
     assert run(["nano", "eval", "-m", str(model), "--count", "1", "--sheets", str(sheets)]) == 3
     told = capsys.readouterr()
-    header, *rows = told.out.splitlines()
+    table, varied = told.out.split("\n\n")
+    header, *rows = table.splitlines()
     assert header.split() == "task pictures all right 95 % interval goal PSNR in boxes of what stays".split()
     assert len(rows) >= 10
     assert rows[0].split()[:8] == "one object 1 0.0% 0% to 79% 98%".split()
+    assert [line.split()[:2] for line in varied.splitlines()[1:]] == [[task, "16"] for task in ASKED]
+    assert all(line.split()[3] == "0.0" for line in varied.splitlines()[1:])
     assert "misses its goal" in told.err
     assert len(list(sheets.iterdir())) == len(rows)
     with Image.open(sheets / "one-object.png") as image:

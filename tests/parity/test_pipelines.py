@@ -225,11 +225,13 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Factory:
 def test_the_real_pipeline_makes_nanos_picture(nano: Factory, name: str, tmp_path: Path) -> None:
     both = nano(name)
     side = both.model.settings.default_size
-    scene = next(iter(ours(both, [replace(request(both, 1, steps=4), prompt="a fox on a mint background")])))[1]
+    scene = next(iter(ours(both, [replace(request(both, 1, steps=4), prompt="a fox in the middle, mint background")])))[
+        1
+    ]
     shown = to_image(scene * 2 - 1)
     assert shown.size == (side, side)
     requests = [
-        replace(request(both, 1, size=Size(side, side), steps=4), prompt="a fox on a mint background"),
+        replace(request(both, 1, size=Size(side, side), steps=4), prompt="a fox in the middle, mint background"),
         replace(request(both, 2, [shown], steps=4), prompt="change the background to pink"),
         replace(
             request(both, 3, [shown, shown.rotate(180)], steps=4),

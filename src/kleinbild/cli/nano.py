@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kleinbild.cli import options
-from kleinbild.cli.terminal import progress, result_json, result_table, say
+from kleinbild.cli.terminal import progress, result, result_json, result_table, say
 from kleinbild.core.errors import ModelError
 
 if TYPE_CHECKING:
     from kleinbild.nano.evaluate import Row
+    from kleinbild.nano.variety import Variety
 
 MAX_COUNT = 10_000
 DEFAULT_COUNT = 200
@@ -55,18 +56,24 @@ def evaluate(
 ) -> None:
     """Measure nano on prompts and edits that it was not trained on.
 
-    An oracle that knows nano's world judges every picture. Exits with 3 if a row misses its goal.
+    An oracle that knows nano's world judges every picture, and how much those of one prompt differ. Exits with 3 if a row
+    misses its goal.
     """
     from kleinbild.cli.sheet import Sheets
     from kleinbild.nano.evaluate import evaluate as run
+    from kleinbild.nano.variety import NUM_PROMPTS, variety
 
     pictures = Sheets(sheets) if sheets else None
     with progress(f"evaluating {model}") as bar:
         rows = run(model, count, bar.step, pictures.add if pictures else None)
+    with progress(f"sixteen seeds of a prompt, {model}") as bar:
+        varied = variety(model, min(count, NUM_PROMPTS), bar.step)
     if as_json:
-        result_json([asdict(row) for row in rows])
+        result_json({"rows": [asdict(row) for row in rows], "variety": [asdict(each) for each in varied]})
     else:
         print_rows(rows)
+        result("")
+        print_variety(varied)
     if pictures:
         say(f"the sheets are in {pictures.save()}")
     if missed := [row.task for row in rows if row.right < row.bar]:
@@ -83,6 +90,14 @@ def print_rows(rows: Sequence[Row]) -> None:
     ]  # fmt: skip
     columns = ["task", "pictures", "all right", "95 % interval", "goal", "", "PSNR in boxes", "of what stays"]
     result_table(columns, cells, numbers=["pictures", "all right", "goal", "PSNR in boxes", "of what stays"])
+
+
+def print_variety(varied: Sequence[Variety]) -> None:
+    cells = [
+        (each.task, str(each.seeds), f"{each.ways:.1f}", f"{each.seen:.1f}", f"{each.expected:.1f}") for each in varied
+    ]
+    columns = ["left open", "seeds", "ways", "seen", "by chance"]
+    result_table(columns, cells, numbers=columns[1:])
 
 
 def decibels(value: float | None) -> str:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kleinbild.cli.outputs import require_writable
 from kleinbild.core.errors import OutputError
@@ -61,9 +61,9 @@ def tile(trial: Trial) -> Image.Image:
     above = REFERENCE + FRAME if trial.sample.references else 0
     image = Image.new("RGB", (TILE + 2 * FRAME, above + TILE + 2 * FRAME), "white")
     for index, scene in enumerate(trial.sample.references):
-        reference = Image.fromarray(render(scene)).resize((REFERENCE, REFERENCE))
+        reference = ImageOps.pad(Image.fromarray(render(scene)), (REFERENCE, REFERENCE), color="white")
         image.paste(reference, (FRAME + index * (REFERENCE + FRAME), 0))
-    frame = Image.new("RGB", (TILE + 2 * FRAME, TILE + 2 * FRAME), RIGHT if trial.verdict.all_right else WRONG)
-    frame.paste(trial.picture.resize((TILE, TILE)), (FRAME, FRAME))
+    colour = RIGHT if trial.verdict.all_right else WRONG
+    frame = ImageOps.pad(ImageOps.expand(trial.picture, FRAME, colour), (TILE + 2 * FRAME,) * 2, color="white")
     image.paste(frame, (0, above))
     return image

@@ -33,7 +33,8 @@ class Record:
 
     `input_size`: the size is not one asked for but the first reference's own (or the canvas's), for which that was
     padded or scaled, or had a mask. `canvas` and `place` (left, top) say where the first reference was put.
-    `cache_references`: that was asked for, of a model which does not do it by itself.
+    `cache_references`: that was asked for, of a model which does not do it by itself. `revised_prompt`: what the model read
+    where that is more than the prompt; it follows from prompt and seed.
     """
 
     version: str
@@ -53,6 +54,7 @@ class Record:
     place: tuple[int, int] | None = None
     cache_references: bool = False
     adapters: tuple[AdapterRecord, ...] = ()
+    revised_prompt: str = ""
 
     def to_json(self) -> str:
         """One line of ASCII: it must survive every place where a picture format keeps text.
@@ -99,6 +101,12 @@ def _true(value: Any) -> bool:
     return True
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a field has a value of another type")
+    return value
+
+
 def _pair(values: Any) -> tuple[int, int]:
     left, top = values
     return left, top
@@ -119,5 +127,6 @@ _OF_SOME: dict[str, Callable[[Any], Any]] = {
     "place": _pair,
     "cache_references": _true,
     "adapters": _adapters,
+    "revised_prompt": _text,
 }
 """The fields that stand only in the records that need them, and how each is read."""

@@ -69,4 +69,5 @@ def record(model: Model, prepared: Prepared, adapters: tuple[AdapterRecord, ...]
         place=inputs.place,
         cache_references=prepared.reference_mode == "keep",
         adapters=adapters,
+        revised_prompt="" if prepared.prompt == request.prompt else prepared.prompt,
     )

@@ -36,14 +36,14 @@ def encode_prompt(model: Model, caches: Caches, one: Prepared) -> Context:
         return caches.prompts.get(prompt, lambda: _encode_tokens(model, tokens))
 
     return Context(
-        encoded(one.request.prompt, one.tokens),
+        encoded(one.prompt, one.tokens),
         encoded("", model.tokenizer("")) if one.num_branches == 2 else None,
     )
 
 
 def is_encoded(caches: Caches, one: Prepared) -> bool:
     """Whether `encode_prompt` would find all that it gives."""
-    return one.request.prompt in caches.prompts and (one.num_branches == 1 or "" in caches.prompts)
+    return one.prompt in caches.prompts and (one.num_branches == 1 or "" in caches.prompts)
 
 
 def encode_references(model: Model, caches: Caches, one: Prepared) -> tuple[Tensor, ...]:

@@ -28,9 +28,10 @@ _DRAWN_SEEDS = 2**32  # any seed up to 2**63 - 1 may be given; drawn ones stay s
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request that nothing can be wrong with any more: every field is final."""
+    """A request that nothing can be wrong with any more: every field is final. `prompt` is what the model reads."""
 
     request: PictureRequest
+    prompt: str
     tokens: TokenizedPrompt
     seed: int
     steps: int
@@ -58,9 +59,12 @@ class Prepared:
 def prepare(request: PictureRequest, model: Model) -> Prepared:
     """Checks `request` and fills in the model's defaults. Raises RequestError or one of its kinds."""
     settled = settle(request, model.name, model.settings, model.spec)
+    too_long = model.tokenizer.count(settled.prompt) > model.tokenizer.max_tokens
+    prompt = request.prompt if too_long else settled.prompt
     return Prepared(
         request=request,
-        tokens=model.tokenizer(request.prompt),
+        prompt=prompt,
+        tokens=model.tokenizer(prompt),
         seed=settled.seed,
         steps=settled.steps,
         guidance=settled.guidance,
@@ -74,9 +78,10 @@ def prepare(request: PictureRequest, model: Model) -> Prepared:
 class Settled:
     """What a request comes to, as far as that can be told without its model's networks.
 
-    `reference_mode` is how its references take part in the first step.
+    `prompt` is what the model reads, `reference_mode` how the references take part in the first step.
     """
 
+    prompt: str
     inputs: Inputs
     seed: int
     steps: int
@@ -102,9 +107,11 @@ def settle(request: PictureRequest, name: str, settings: Settings, spec: ModelSp
     adapters = named_adapters(request, name, settings, spec.transformer)
     _check_prompt(request, settings.vocabulary, frozenset().union(*(adapter.words for adapter in adapters)))
     inputs = prepare_inputs(request, settings.default_size, size_range(settings, spec))
+    seed = _seed(request.seed)
     return Settled(
+        _prompt(request, settings.vocabulary, seed),
         inputs,
-        _seed(request.seed),
+        seed,
         _steps(request.steps, settings),
         _guidance(request.guidance, settings, name),
         _reference_mode(request, settings),
@@ -133,6 +140,15 @@ def _check_prompt(request: PictureRequest, vocabulary: str | None, learned: froz
         from kleinbild.nano.words import check
 
         check(request.prompt, len(request.references), learned)
+
+
+def _prompt(request: PictureRequest, vocabulary: str | None, seed: int) -> str:
+    """What the model reads: what nano's prompts for new pictures leave open, the seed settles."""
+    if vocabulary == "nano" and not request.references:
+        from kleinbild.nano.settle import settle
+
+        return settle(request.prompt, seed)
+    return request.prompt
 
 
 def _seed(seed: int | None) -> int:

@@ -19,10 +19,11 @@ from PIL import Image
 
 from kleinbild.core.adapters import AdapterUse
 from kleinbild.core.requests import PictureRequest
+from kleinbild.core.sizes import Size
 from kleinbild.nano.scenes.lexicon import NOUNS, UNSEEN
-from kleinbild.nano.scenes.oracle import Verdict, judge
-from kleinbild.nano.scenes.render import Scene, render
-from kleinbild.nano.scenes.tasks import Draw, Sample, Task, is_held_out, samples
+from kleinbild.nano.scenes.oracle import Verdict, judge, nearest_scene
+from kleinbild.nano.scenes.render import NATIVE, TOKEN, Grid, Scene, render
+from kleinbild.nano.scenes.tasks import SMALL, TALL, WIDE, Draw, Sample, Task, is_held_out, samples
 
 if TYPE_CHECKING:
     from kleinbild.engine.runtime import Engine
@@ -32,12 +33,13 @@ DEFAULT_COUNT = 200
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One row of the table: a task, which sprites are the object of image 1, and the share that must be right."""
+    """One row of the table: a task, the share that must be right, which sprites are the object of image 1, which size."""
 
     label: str
     task: Task
     bar: float
     unseen: bool = False
+    grid: Grid = NATIVE
 
 
 GOALS = (
@@ -46,12 +48,17 @@ GOALS = (
     Goal("two objects", "two", 0.96),
     Goal("three objects", "three", 0.90),
     Goal("two to four of a kind", "count", 0.92),
+    Goal("things alone, no background named", "bare", 0.90),
+    Goal("two objects, 192x128", "two", 0.90, grid=WIDE),
+    Goal("two objects, 128x192", "two", 0.90, grid=TALL),
+    Goal("one object, 96x96", "one", 0.90, grid=SMALL),
     Goal("edit: background", "background", 0.98),
     Goal("edit: remove", "remove", 0.96),
     Goal("edit: add", "add", 0.95),
     Goal("edit: replace", "replace", 0.93),
     Goal("edit: move", "move", 0.88),
     Goal("edit: recolour", "recolor", 0.88),
+    Goal("edit: a variation", "vary", 0.88),
     Goal("object 1 on background 2", "object on background", 0.96),
     Goal("object 1 on background 2, unseen objects", "object on background", 0.94, unseen=True),
     Goal("object 1 into scene 2", "object into scene", 0.90),
@@ -81,11 +88,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One asked-for picture: what was shown, what came, what the oracle says."""
+    """One asked-for picture: what was shown, what came, which of the right scenes that is nearest to, what the oracle says."""
 
     sample: Sample
     prompt: str
     picture: Image.Image
+    expected: Scene
     verdict: Verdict
 
 
@@ -117,7 +125,7 @@ def evaluate(
 def held_out_samples(goal: Goal) -> Iterator[Sample]:
     """The endless fixed list of a row's samples."""
     codes = UNSEEN if goal.unseen else tuple(noun.code for noun in NOUNS)
-    draw = Draw(Random(f"evaluation of {goal.task}"), evaluation=True, codes=codes)
+    draw = Draw(Random(f"evaluation of {goal.task}"), evaluation=True, codes=codes, grids=(goal.grid,))
     for sample in samples(draw):
         if sample.task == goal.task and (goal.unseen or is_held_out(sample)):
             yield sample
@@ -127,15 +135,19 @@ def attempt(engine: Engine, sample: Sample, random: Random, adapters: tuple[Adap
     """Asks the engine for one sample, with `adapters`, and judges what comes."""
     request = replace(asked(engine.name, sample, random), adapters=adapters)
     picture = engine.generate(request).pil
+    pixels = np.asarray(picture)
     before = sample.references[-1] if sample.references else None
-    return Trial(sample, request.prompt, picture, judge(np.asarray(picture), sample.target, before=before))
+    expected = nearest_scene(pixels, sample.right)
+    return Trial(sample, request.prompt, picture, expected, judge(pixels, expected, before=before))
 
 
 def asked(model: str, sample: Sample, random: Random) -> PictureRequest:
     """The request for one sample, in one of its wordings."""
     prompt = sample.wording(random)
     references = tuple(encoded(scene) for scene in sample.references)
-    return PictureRequest(prompt, model=model, seed=random.getrandbits(32), references=references)
+    height, width = (tokens * TOKEN for tokens in sample.target.grid)
+    size = Size(width, height)
+    return PictureRequest(prompt, model=model, size=size, seed=random.getrandbits(32), references=references)
 
 
 def drawn(goal: Goal, index: int) -> Random:

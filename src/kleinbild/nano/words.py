@@ -16,7 +16,7 @@ from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, BACKGROUNDS, COLOR
 
 JOINING_WORDS = frozenset(
     """a an the of on in at to with and from for it is into by or i my please want
-    picture image object draw background plain
+    picture image object variation draw background plain
     left right top bottom middle center corner above below under over next
     two three four 1 2 side beside
     change make replace put remove delete take away erase add place turn swap use insert move shift bring
@@ -69,7 +69,7 @@ def _unpaintable(prompt: str) -> set[str]:
     things = {name for noun in PAINTABLE for name in (*noun.names, *noun.plurals)}
     found = set()
     for part in prompt.split(","):
-        names = list(_parts(words_of(part), NOUN_BY_NAME))
+        names = list(parts(words_of(part), NOUN_BY_NAME))
         for first, second in pairwise(names):
             if first in COLORS and second in NOUN_BY_NAME:
                 found.add(second)
@@ -87,7 +87,7 @@ def words_of(prompt: str) -> list[str]:
 def sort_words(words: list[str]) -> tuple[list[str], list[str]]:
     """The names that were recognised, and the words that were not."""
     known, unknown = [], []
-    for part in _parts(words, NAMES):
+    for part in parts(words, NAMES):
         if part in NAMES:
             known.append(part)
         elif part not in JOINING_WORDS:
@@ -95,7 +95,7 @@ def sort_words(words: list[str]) -> tuple[list[str], list[str]]:
     return known, unknown
 
 
-def _parts(words: list[str], names: Collection[str]) -> Iterator[str]:
+def parts(words: list[str], names: Collection[str]) -> Iterator[str]:
     """The words in order, those of the longest names as one part: `paint`, `the`, `soccer ball`, `red`."""
     at = 0
     while at < len(words):

@@ -43,9 +43,10 @@ def test_a_record_survives_as_ascii(prompt: str, seed: int, guidance: float, nam
 MASKED = replace(RECORD, input_size=True, mask=ReferenceRecord("hole.png", digest(b"mask")))
 ON_CANVAS = replace(RECORD, input_size=True, canvas=Size(200, 150), place=(0, 7))
 CACHED = replace(RECORD, cache_references=True)
+REVISED = replace(RECORD, revised_prompt="a fox on the left, mint background")
 
 
-@pytest.mark.parametrize("record", [MASKED, ON_CANVAS, CACHED, replace(RECORD, input_size=True)])
+@pytest.mark.parametrize("record", [MASKED, ON_CANVAS, CACHED, REVISED, replace(RECORD, input_size=True)])
 def test_what_only_some_edits_have_survives(record: Record) -> None:
     assert Record.from_json(record.to_json()) == record
 
@@ -91,6 +92,7 @@ def changed(**changes: Any) -> str:
         changed(place=7),
         changed(place=["0", 7]),
         changed(cache_references="yes"),
+        changed(revised_prompt=None),
     ],
 )
 def test_what_is_no_record_is_refused(text: str) -> None:

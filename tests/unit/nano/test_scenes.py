@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from random import Random
 
@@ -11,16 +12,27 @@ from PIL import Image, ImageFilter
 
 from kleinbild.nano import words
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS, COLORS, NOUNS, OWN_COLORS, PAINTABLE, UNSEEN, in_color
-from kleinbild.nano.scenes.oracle import judge
-from kleinbild.nano.scenes.render import Pixels, Placed, Scene, render
+from kleinbild.nano.scenes.oracle import judge, nearest_scene
+from kleinbild.nano.scenes.phrases import CENTER
+from kleinbild.nano.scenes.render import Grid, Pixels, Placed, Scene, render
 from kleinbild.nano.scenes.sprites import painted, sprite, sprites
-from kleinbild.nano.scenes.tasks import COUNTS, Draw, Sample, is_held_out, samples
+from kleinbild.nano.scenes.tasks import (
+    COUNTS,
+    GRIDS,
+    SINGLES,
+    WIDE,
+    Draw,
+    Sample,
+    is_held_out,
+    samples,
+    scene,
+)
 
 NAMED = tuple(noun.code for noun in NOUNS)
 
 
 def some(count: int, *, evaluation: bool = False, codes: tuple[str, ...] = NAMED) -> list[Sample]:
-    return list(islice(samples(Draw(Random(5), evaluation=evaluation, codes=codes)), count))
+    return list(islice(samples(Draw(Random(5), evaluation=evaluation, codes=codes, grids=GRIDS)), count))
 
 
 def test_the_world_is_as_large_as_promised() -> None:
@@ -33,14 +45,14 @@ def test_the_world_is_as_large_as_promised() -> None:
 
 def test_training_never_shows_what_evaluation_asks_for() -> None:
     assert not any(is_held_out(sample) for sample in some(4000))
-    asked = some(2000, evaluation=True)
+    asked = some(6000, evaluation=True)
     assert {sample.task for sample in asked if is_held_out(sample)} == {sample.task for sample in asked}
 
 
 def test_every_task_is_drawn() -> None:
     tasks = [sample.task for sample in some(6000)]
     assert all(tasks.count(task) > 80 for task in set(tasks))
-    assert len(set(tasks)) == 14
+    assert len(set(tasks)) == 15
 
 
 def test_edits_change_only_what_they_say() -> None:
@@ -58,7 +70,7 @@ def test_edits_change_only_what_they_say() -> None:
             assert len(set(sample.target.placed) - set(sample.references[0].placed)) == 1
         if sample.task == "object on background":
             first, second = sample.references
-            assert sample.target == Scene(second.background, first.placed)
+            assert sample.target == replace(second, placed=first.placed)
         if sample.task == "object into scene":
             assert set(sample.references[1].placed) < set(sample.target.placed)
 
@@ -75,8 +87,10 @@ def test_a_thing_in_another_colour_is_the_same_thing() -> None:
     assert len(painted()) == len(PAINTABLE) * (len(COLORS) - 1)
 
 
-def test_objects_never_overlap() -> None:
+def test_only_what_is_added_covers_another() -> None:
     for sample in some(1000):
+        if sample.task in ("add", "remove"):
+            continue
         boxes = [item.box for item in sample.target.placed]
         for i, (left, top, right, bottom) in enumerate(boxes):
             for other in boxes[i + 1 :]:
@@ -85,15 +99,56 @@ def test_objects_never_overlap() -> None:
 
 def test_the_oracle_accepts_the_truth() -> None:
     for sample in some(60):
-        verdict = judge(render(sample.target), sample.target)
+        picture = render(sample.target)
+        assert nearest_scene(picture, sample.right) == sample.target
+        verdict = judge(picture, sample.target)
         assert verdict.all_right
         assert verdict.box_psnr > 60
+
+
+def test_the_oracle_judges_what_a_thing_does_not_cover() -> None:
+    fox, cat = (CENTER, (0, 0))
+    both = scene("mint", (FOX, fox), (CAT, cat))
+    assert judge(render(both), both).all_right
+    assert not judge(render(scene("mint", (CAT, fox), (CAT, cat))), both).objects_right
+    assert not judge(render(scene("mint", (CAT, cat))), both).objects_right
+    assert not judge(render(scene("mint", (FOX, fox))), both).objects_right
+
+
+def test_the_oracle_judges_pictures_of_the_scenes_size() -> None:
+    wide = scene("beach", (FOX, (1, 2)), grid=WIDE)
+    assert render(wide).shape == (128, 192, 3)
+    assert judge(render(wide), wide).all_right
+    assert not judge(render(scene("beach", (FOX, (1, 0)), grid=WIDE)), wide).objects_right
+    with pytest.raises(ValueError, match="large"):
+        judge(render(scene("beach", (FOX, (1, 2)))), wide)
+
+
+@pytest.mark.parametrize("grid", dict.fromkeys(GRIDS))
+def test_places_are_those_of_the_picture(grid: Grid) -> None:
+    height, width = (16 * tokens for tokens in grid)
+    for row, column in SINGLES:
+        (item,) = scene("mint", (FOX, (row, column)), grid=grid).placed
+        left, top, right, bottom = item.box
+        assert (left + right) / 2 == pytest.approx([32, width / 2, width - 32][column])
+        assert (top + bottom) / 2 == pytest.approx([32, height / 2, height - 32][row])
+
+
+def test_what_is_left_open_is_taught_as_the_first_of_all_that_is_right() -> None:
+    for evaluation in (False, True):
+        asked = [sample for sample in some(4000, evaluation=evaluation) if len(sample.right) > 1]
+        bare = {"bare"} if evaluation else set()
+        assert {sample.task for sample in asked} == {"one", "colored", "two", "three", "count", "add"} | bare
+        for sample in asked:
+            assert sample.target == sample.right[0]
+            assert len(set(sample.right)) == len(sample.right)
 
 
 def test_the_oracle_accepts_a_soft_and_noisy_picture() -> None:
     random = np.random.default_rng(0)
     for sample in some(20):
-        noisy = render(sample.target).astype(np.float32) + random.normal(0, 12, (128, 128, 3))
+        picture = render(sample.target)
+        noisy = picture.astype(np.float32) + random.normal(0, 12, picture.shape)
         assert judge(noisy.clip(0, 255).astype(np.uint8), sample.target).all_right
 
 
@@ -128,8 +183,8 @@ def test_the_oracle_refuses_a_smear(radius: int) -> None:
 def test_the_oracle_tells_colours_apart() -> None:
     car = next(noun for noun in PAINTABLE if noun.name == "car")
     shown = {color: Scene("white", (Placed(in_color(car, color).code, 2, 2),)) for color in COLORS}
-    for color, scene in shown.items():
-        assert [other for other in COLORS if judge(render(scene), shown[other]).all_right] == [color]
+    for color, car_scene in shown.items():
+        assert [other for other in COLORS if judge(render(car_scene), shown[other]).all_right] == [color]
 
 
 def test_what_stays_is_measured_by_itself() -> None:
@@ -162,7 +217,7 @@ def test_the_oracle_sees_through_a_look() -> None:
 
 
 def test_the_oracle_counts() -> None:
-    four = Scene("blue", tuple(Placed(FOX, *place) for place in COUNTS[4]))
+    four = scene("blue", *((FOX, place) for place in COUNTS[4][0]))
     three = Scene("blue", four.placed[:3])
     assert not judge(render(three), four).all_right
     assert not judge(render(four), three).all_right

@@ -19,7 +19,7 @@ from kleinbild.core.requests import PictureRequest
 from kleinbild.core.training import Finished, Previewed, TrainingEvent, Validated, Warned, from_line
 from kleinbild.engine.runtime import Engine
 from kleinbild.model.adapters.registry import adapters_folder, digest, find
-from kleinbild.nano.scenes.render import render
+from kleinbild.nano.scenes.render import Placed, Scene, render
 from kleinbild.nano.scenes.tasks import scene
 from kleinbild.train import exam
 from kleinbild.train.judge import Judge, judge_of
@@ -41,7 +41,7 @@ def run_folder(folder: Path, **recipe: object) -> Path:
     data = folder.with_name(f"{folder.name}-data")
     data.mkdir(parents=True)
     for ground in GROUNDS:
-        Image.fromarray(render(scene(ground, ("1f98a", (2, 2))))).save(data / f"{ground}.png")
+        Image.fromarray(render(scene(ground, ("1f98a", (1, 1))))).save(data / f"{ground}.png")
         (data / f"{ground}.txt").write_text(f"fuchur on {ground}", "utf-8")
     folder.mkdir()
     values = {
@@ -109,7 +109,7 @@ def test_a_run_is_looked_at_finished_and_served_by_its_name(tmp_path: Path, monk
 def test_the_loss_is_measured_on_what_is_named_for_it_and_never_learned(tmp_path: Path) -> None:
     apart = tmp_path / "apart"
     apart.mkdir()
-    Image.fromarray(render(scene("red", ("1f98a", (1, 1))))).save(apart / "red.png")
+    Image.fromarray(render(Scene("red", (Placed("1f98a", 1, 1),)))).save(apart / "red.png")
     (apart / "red.txt").write_text("fuchur on red", "utf-8")
     folder = run_folder(tmp_path / "run", validation_data=str(apart), preview_every=0, sweep=False)
     judged: list[Judge] = []

@@ -20,6 +20,7 @@ from kleinbild.model.catalog import PACKAGED
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.model.weights import load_model
 from kleinbild.nano.scenes.lexicon import COLORS, NOUNS
+from kleinbild.nano.scenes.render import NATIVE
 from kleinbild.nano.scenes.tasks import is_held_out
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_state, save_state
@@ -33,7 +34,7 @@ from kleinbild.train.nano.tokenizer import save_tokenizer, take_up_tokenizer, tr
 from kleinbild.train.nano.whole import Plan, train_all
 
 CPU = torch.device("cpu")
-NUM_SCENES = 60
+NUM_SCENES = 120
 
 
 @pytest.fixture(scope="module")
@@ -93,20 +94,27 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path: Path, monkeypat
 
 
 def test_a_pool_holds_no_combination_kept_for_evaluation(pool: Pool) -> None:
-    assert all(not is_held_out(sample) for samples in pool.by_topic.values() for sample in samples)
-    assert len(pool.latents_SNC) == len(pool.index) >= NUM_SCENES
+    for grid, topics in pool.by_topic.items():
+        assert all(not is_held_out(sample) for samples in topics.values() for sample in samples)
+        assert all(sample.target.grid == grid for samples in topics.values() for sample in samples)
+    assert sum(map(len, pool.latents_SNC.values())) == len(pool.index) >= NUM_SCENES
+    assert len(pool.latents_SNC) > 1
 
 
 def test_a_batch_follows_its_seed(pool: Pool, tokenizer: PromptTokenizer) -> None:
-    first, again = (draw_batch(pool, flow.SHARES[2], 3, Random(4), tokenizer, dropout=0.5) for _ in range(2))
-    assert torch.equal(first.ids_BL, again.ids_BL)
-    assert torch.equal(first.references_BKC, again.references_BKC)
-    assert first.references_BKC.shape == (3, 128, 128)
+    for seed in range(6):
+        first, again = (draw_batch(pool, flow.SHARES[2], 6, Random(seed), tokenizer, dropout=0.5) for _ in range(2))
+        assert torch.equal(first.ids_BL, again.ids_BL)
+        assert torch.equal(first.references_BKC, again.references_BKC)
+        num_tokens = first.grid[0] * first.grid[1]
+        count = round(6 * 64 / num_tokens)  # as much work, whatever the size
+        assert first.references_BKC.shape == (count, 2 * num_tokens, 128)
+        assert first.target_BNC.shape == first.noise_BNC.shape == (count, num_tokens, 128)
 
 
 def test_what_changes_counts_more(pool: Pool) -> None:
-    removal = next(sample for sample in pool.by_topic["remove"])
-    weights = weights_of(removal.target, removal.references).unflatten(0, (8, 8))
+    removal = next(sample for sample in pool.by_topic[NATIVE]["remove"])
+    weights = weights_of(removal.target, removal.references).unflatten(0, NATIVE)
     (gone,) = set(removal.references[0].placed) - set(removal.target.placed)
     assert weights.mean() == pytest.approx(1)
     assert weights[gone.row, gone.column] == pytest.approx(CHANGE_WEIGHT * weights.min())
@@ -146,7 +154,7 @@ def test_a_few_steps_lower_the_loss(pool: Pool, tokenizer: PromptTokenizer) -> N
     torch.manual_seed(0)
     run = flow.begin(flow.Flow(NANO))
     batch = draw_batch(pool, flow.SHARES[1], 4, Random(0), tokenizer)
-    times = torch.full((4,), 0.8)
+    times = torch.full((len(batch.ids_BL),), 0.8)
     losses = []
     for _ in range(8):
         loss = flow.flow_loss(run.flow, batch, times)

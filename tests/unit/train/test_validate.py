@@ -47,7 +47,7 @@ def encoded(
 
 @pytest.fixture(scope="module")
 def samples(base: Model) -> list[Encoded]:
-    fox, both = scene("white", ("1f98a", (2, 0))), scene("white", ("1f98a", (2, 0)), ("1f431", (2, 4)))
+    fox, both = scene("white", ("1f98a", (1, 0))), scene("white", ("1f98a", (1, 0)), ("1f431", (1, 2)))
     return [encoded(base, "a fox on the left on white", fox), encoded(base, "add a cat on the right", both, fox)]
 
 
@@ -88,13 +88,13 @@ def test_it_sees_what_an_adapter_spoils(base: Model, samples: list[Encoded]) -> 
 def test_references_help_and_captions_do(base: Model, samples: list[Encoded]) -> None:
     """The model was trained on such edits: that what it is told makes its loss small says that all is in its place."""
     _, edit = samples
-    blind = encoded(base, edit.example.caption, scene("white", ("1f98a", (2, 0)), ("1f431", (2, 4))))
+    blind = encoded(base, edit.example.caption, scene("white", ("1f98a", (1, 0)), ("1f431", (1, 2))))
     told, untold = (Validation([one], 7).losses(base.transformer, CPU) for one in (edit, blind))
     assert told.by_time["0.9"] < 0.5 * untold.by_time["0.9"]
 
 
 def test_only_what_the_mask_lets_through_counts(base: Model, samples: list[Encoded]) -> None:
-    fox, cat = scene("white", ("1f98a", (2, 0))), scene("white", ("1f98a", (2, 0)), ("1f431", (2, 4)))
+    fox, cat = scene("white", ("1f98a", (1, 0))), scene("white", ("1f98a", (1, 0)), ("1f431", (1, 2)))
     left = torch.zeros(8, 8)
     left[:, :4] = 1
     prompt = "a fox on the left on white"

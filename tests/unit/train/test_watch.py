@@ -35,8 +35,8 @@ def checks(*losses: float, copied: float | None = None) -> list[Validated]:
 
 
 def test_a_copy_is_nearer_than_another_thing_and_that_nearer_than_another_ground(nano: Model) -> None:
-    one, thing, ground = looks_of(nano, ("white", FOX, (2, 2)), ("white", CAT, (2, 2)), ("blue", FOX, (2, 2)))
-    pixels = render(scene("white", (FOX, (2, 2)))).astype(np.float32)
+    one, thing, ground = looks_of(nano, ("white", FOX, (1, 1)), ("white", CAT, (1, 1)), ("blue", FOX, (1, 1)))
+    pixels = render(scene("white", (FOX, (1, 1)))).astype(np.float32)
     noisy = np.clip(pixels + np.random.RandomState(0).randn(*pixels.shape) * 8, 0, 255).astype(np.uint8)
     copy = look_at(nano, Image.fromarray(noisy))
     assert apart(one.places_F, copy.places_F) < 0.5 * apart(one.places_F, thing.places_F)
@@ -47,42 +47,42 @@ def test_latents_that_are_encoded_already_and_pictures_of_any_size_can_be_compar
     from kleinbild.engine.encode import encode_picture
     from kleinbild.engine.latents import to_tokens
 
-    image = Image.fromarray(render(scene("white", (FOX, (2, 2)))))
+    image = Image.fromarray(render(scene("white", (FOX, (1, 1)))))
     tokens = to_tokens(encode_picture(nano, image))
     assert nearest(look_at(nano, image), [look_of_tokens(tokens, (8, 8))]) < 1e-5
     assert look_at(nano, image.resize((100, 150))).places_F.shape == look_at(nano, image).places_F.shape
 
 
 def test_a_subject_in_new_places_is_no_copy(nano: Model) -> None:
-    training = looks_of(nano, *((ground, FOX, (2, 2)) for ground in PLAIN))
-    plain, adapted = (looks_of(nano, *((g, code, (2, 2)) for g in ("meadow", "beach", "snow"))) for code in (CAR, FOX))
+    training = looks_of(nano, *((ground, FOX, (1, 1)) for ground in PLAIN))
+    plain, adapted = (looks_of(nano, *((g, code, (1, 1)) for g in ("meadow", "beach", "snow"))) for code in (CAR, FOX))
     shown = [Shown(f"a fox {i}", new, old) for i, (new, old) in enumerate(zip(adapted, plain, strict=True))]
     assert measure(training, ["a fox"], shown, [])["copied"] == 0
 
 
 def test_training_pictures_for_other_prompts_are_copies(nano: Model) -> None:
-    training = looks_of(nano, *((ground, FOX, (2, 2)) for ground in PLAIN))
-    plain = looks_of(nano, ("meadow", CAR, (2, 2)), ("beach", CAR, (2, 2)))
+    training = looks_of(nano, *((ground, FOX, (1, 1)) for ground in PLAIN))
+    plain = looks_of(nano, ("meadow", CAR, (1, 1)), ("beach", CAR, (1, 1)))
     shown = [Shown("a fox on a meadow", training[3], plain[0]), Shown("a fox on a beach", plain[1], plain[1])]
     assert measure(training, ["a fox on white"], shown, [])["copied"] == 0.5
 
 
 def test_captions_and_what_the_base_makes_without_the_adapter_do_not_count(nano: Model) -> None:
-    training = looks_of(nano, *((ground, FOX, (2, 2)) for ground in PLAIN))
-    (other,) = looks_of(nano, ("meadow", CAR, (2, 2)))
+    training = looks_of(nano, *((ground, FOX, (1, 1)) for ground in PLAIN))
+    (other,) = looks_of(nano, ("meadow", CAR, (1, 1)))
     of_caption = Shown("A fox on white.", training[0], other)
     known_before = Shown("a fox somewhere", training[1], training[1])
     assert "copied" not in measure(training, ["a fox on white"], [of_caption, known_before], [])
 
 
 def test_copies_cannot_be_told_among_pictures_that_are_alike(nano: Model) -> None:
-    (one, other) = looks_of(nano, ("white", FOX, (2, 2)), ("meadow", CAR, (2, 2)))
+    (one, other) = looks_of(nano, ("white", FOX, (1, 1)), ("meadow", CAR, (1, 1)))
     assert spacing([one]) == 0
     assert "copied" not in measure([one, one, one], [], [Shown("a fox", one, other)], [])
 
 
 def test_drift_is_one_where_neutral_prompts_are_mixed_up(nano: Model) -> None:
-    a, b = looks_of(nano, ("white", FOX, (2, 2)), ("meadow", CAR, (2, 2)))
+    a, b = looks_of(nano, ("white", FOX, (1, 1)), ("meadow", CAR, (1, 1)))
     unmoved = measure([], [], [], [Shown("x", a, a), Shown("y", b, b)])
     mixed = measure([], [], [], [Shown("x", b, a), Shown("y", a, b)])
     assert unmoved["drift"] == 0

@@ -78,7 +78,7 @@ NOUNS: tuple[Noun, ...] = tuple(
     1f34b | lemon
     1f34c | banana
     1f34d | pineapple
-    1f34e | red apple
+    1f34e | red apple, apple
     1f34f | green apple
     1f352 | cherry | cherries
     1f353 | strawberry | strawberries
@@ -243,6 +243,9 @@ BACKGROUNDS: tuple[Background, ...] = (
     Background(("sea floor", "seabed"), "seabed"),
 )
 
+SCENIC: tuple[str, ...] = tuple(background.name for background in BACKGROUNDS if background.kind != "solid")
+"""The backgrounds that things may have whose prompt names none: gradients and painted scenes."""
+
 COLORS: dict[str, int] = {"red": 356, "orange": 24, "yellow": 47, "green": 130, "blue": 215, "purple": 272, "pink": 328}
 """Colours that things can be had in, by hue in degrees."""
 
@@ -262,6 +265,44 @@ OWN_COLORS: dict[str, str] = {
 SOLID_NAMES = frozenset(name for background in BACKGROUNDS if background.kind == "solid" for name in background.names)
 NOUN_BY_NAME = {name: noun for noun in NOUNS for name in (*noun.names, *noun.plurals)}
 BACKGROUND_BY_NAME = {name: background for background in BACKGROUNDS for name in background.names}
+
+_AT_HOME: dict[str, str] = {
+    "meadow": (
+        "dog, pig, chick, bee, sunflower, house, cow, rooster, mouse, bicycle, tractor, hamster, clover, "
+        "fountain, soccer ball, balloon, castle, llama, teddy bear, carrot, watermelon, basketball, dinosaur, "
+        "bird, tomato"
+    ),
+    "forest": (
+        "fox, bear, owl, frog, mushroom, wolf, deer, pine tree, monkey, tent, koala, panda, dragon, lantern, "
+        "fire, spider, broccoli, maple leaf, parrot, ladybug"
+    ),
+    "desert": (
+        "lion, cactus, elephant, giraffe, zebra, kangaroo, mountain, motorcycle, car, pumpkin, backpack, "
+        "compass, trophy, hourglass, guitar, horse, snake"
+    ),
+    "beach": (
+        "crab, turtle, palm tree, flamingo, coconut, sailboat, pineapple, banana, lollipop, drum, camera, "
+        "hippo, cherry, hot dog, popcorn, taco, duck"
+    ),
+    "sea floor": "whale, fish, octopus, shark, pufferfish, squid, gem",
+    "snowy field": "penguin, snowman, snowflake, christmas tree, gift, train, bell, candle, ribbon, rabbit",
+    "night sky": "rocket, star, ufo, planet, unicorn, crown",
+    "dawn gradient": "helicopter, eagle, cloud, rainbow, coffee, croissant, loaf of bread, egg, waffle, watch, volcano",
+    "peach gradient": (
+        "cherry blossom, cake, cupcake, strawberry, cookie, heart, honey pot, cheese, lemon, bunch of grapes, "
+        "handbag, teapot, pretzel, butterfly, rose, donut"
+    ),
+    "sunset gradient": (
+        "burger, pizza, bus, circus tent, saxophone, violin, corn, eggplant, red apple, green apple, cat, parachute"
+    ),
+    "aurora gradient": "top hat, microphone, telephone, television",
+    "ocean gradient": "target, die",
+    "mist gradient": "bomb, ambulance, puzzle piece",
+}
+HOMES: dict[str, str] = {
+    NOUN_BY_NAME[name].code: ground for ground, names in _AT_HOME.items() for name in names.split(", ")
+}
+"""The background that suits each thing, by its code."""
 
 
 @cache

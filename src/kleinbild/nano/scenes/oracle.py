@@ -1,13 +1,13 @@
 """The oracle: does a picture show the scene that was asked for? No network, only comparison with what can be drawn.
 
-A box is right when, of all sprites of the world and of nothing at all, the expected sprite drawn on the expected
-background is nearest to its pixels, and no smear. The background is right when the expected one is nearest outside the boxes, and
+A box is right when, of all sprites of the world and of nothing at all, the expected sprite drawn on what is behind it
+is nearest to its pixels, and no smear. The background is right when the expected one is nearest outside the boxes, and
 nothing that does not belong is there. The oracle is still lenient about sharpness, so the PSNR in the boxes stands beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS
-from kleinbild.nano.scenes.render import TOKEN, Pixels, Placed, Scene, background_pixels, render
+from kleinbild.nano.scenes.render import TOKEN, Grid, Pixels, Placed, Scene, background_pixels, render
 from kleinbild.nano.scenes.sprites import painted, sprites
 
 LIKE_PSNR = 17.0  # dB in a box: below it even the right sprite is a smear
 CLEAN_PSNR = 16.0  # dB in the worst tile outside the boxes: half a cat that nobody asked for gives about 8
 Look = Callable[[Pixels], Pixels]
-"""What is done to a drawn picture (128, 128, 3) before it is compared: a style, a frame."""
+"""What is done to a drawn picture (H, W, 3) before it is compared: a style, a frame."""
 
 MIN_TILE_PIXELS = 64  # of 256: tiles that the boxes leave less of are not judged
 
@@ -46,21 +46,24 @@ class Verdict:
 
 
 def judge(picture: Pixels, expected: Scene, look: Look | None = None, before: Scene | None = None) -> Verdict:
-    """Compares a picture (128, 128, 3) uint8 with the scene that it should show, seen through `look` if there is one.
+    """Compares a picture (H, W, 3) uint8 with the scene that it should show, seen through `look` if there is one.
 
-    `before` is the scene that was edited: what the edit leaves as it was is measured by itself.
+    `before` is the scene that was edited: what the edit leaves as it was is measured by itself. Raises ValueError for a
+    picture of another size than the scene's.
     """
-    if picture.shape != (128, 128, 3):
-        raise ValueError(f"the oracle judges pictures of 128x128 pixels, not {picture.shape}")
     truth = render(expected) if look is None else look(render(expected))
+    if picture.shape != truth.shape:
+        raise ValueError(f"the scene's picture is {truth.shape} large, this one {picture.shape}")
     outside = np.ones(picture.shape[:2], bool)
     for item in expected.placed:
         outside[box_slices(item)] = False
     boxes = [psnr(picture[box_slices(item)], truth[box_slices(item)]) for item in expected.placed]
     return Verdict(
         objects_right=all(each >= LIKE_PSNR for each in boxes)
-        and all(nearest_sprite(picture, item, expected.background, look) == item.code for item in expected.placed),
-        background_right=nearest_background(picture, outside, look) == expected.background,
+        and all(
+            nearest_sprite(picture, expected, index, look) == item.code for index, item in enumerate(expected.placed)
+        ),
+        background_right=nearest_background(picture, expected.grid, outside, look) == expected.background,
         clean=worst_tile_psnr(picture, truth, outside) >= CLEAN_PSNR,
         box_psnr=float(np.mean(boxes)) if boxes else psnr(picture, truth),
         kept_psnr=None if before is None else _kept_psnr(picture, truth, expected, before),
@@ -77,19 +80,29 @@ def _kept_psnr(picture: Pixels, truth: Pixels, expected: Scene, before: Scene) -
     return psnr(picture[kept], truth[kept]) if kept.any() else None
 
 
-def nearest_sprite(picture: Pixels, at: Placed, background: str, look: Look | None = None) -> str | None:
-    """The code of the sprite that the box at `at` shows, None for nothing."""
-    box = box_slices(at)
+def nearest_scene(picture: Pixels, scenes: Iterable[Scene], look: Look | None = None) -> Scene:
+    """Which of the scenes that would all be right the picture is nearest to. Raises ValueError for no scene."""
+    seen, truth = picture.astype(np.float32), look or (lambda pixels: pixels)
+    return min(scenes, key=lambda scene: float(np.square(truth(render(scene)) - seen).mean()))
+
+
+def nearest_sprite(picture: Pixels, expected: Scene, index: int, look: Look | None = None) -> str | None:
+    """The code of the sprite that the box of the scene's thing `index` shows where no other covers it, None for nothing."""
+    box = box_slices(expected.placed[index])
     seen = picture[box].astype(np.float32).reshape(-1)
     codes, colors, alphas = _sprite_table()
-    empty = background_pixels(background)
+    empty = render(Scene(expected.background, expected.placed[:index], expected.grid))
     ground = empty[box].astype(np.float32).reshape(-1)
     drawn = ground + (colors - ground) * alphas
     if look is not None:
         drawn, ground = _looked(drawn, empty, box, look), look(empty)[box].astype(np.float32).reshape(-1)
-    distances = np.square(drawn - seen).sum(axis=1)
+    free = np.ones(picture.shape, np.float32)
+    for item in expected.placed[index + 1 :]:
+        free[box_slices(item)] = 0
+    uncovered = free[box].reshape(-1)
+    distances = np.square(drawn - seen) @ uncovered
     best = int(distances.argmin())
-    return codes[best] if distances[best] < np.square(ground - seen).sum() else None
+    return codes[best] if distances[best] < np.square(ground - seen) @ uncovered else None
 
 
 def _looked(drawn: NDArray[np.float32], empty: Pixels, box: tuple[slice, slice], look: Look) -> NDArray[np.float32]:
@@ -102,11 +115,12 @@ def _looked(drawn: NDArray[np.float32], empty: Pixels, box: tuple[slice, slice],
     return boxes
 
 
-def nearest_background(picture: Pixels, outside: NDArray[np.bool_], look: Look | None = None) -> str:
+def nearest_background(picture: Pixels, grid: Grid, outside: NDArray[np.bool_], look: Look | None = None) -> str:
+    """The name of the background that is nearest to the picture `outside` the boxes."""
     seen = picture[outside].astype(np.float32)
     distances = []
     for background in BACKGROUNDS:
-        pixels = background_pixels(background.name)
+        pixels = background_pixels(background.name, grid)
         drawn = pixels if look is None else look(pixels)
         distances.append(float(np.square(drawn[outside].astype(np.float32) - seen).mean()))
     return BACKGROUNDS[int(np.argmin(distances))].name

@@ -12,10 +12,13 @@ from random import Random
 from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, SOLID_NAMES, Noun
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-CORNERS = {(0, 0): "top left", (0, 4): "top right", (4, 0): "bottom left", (4, 4): "bottom right"}
-CENTER = (2, 2)
+Place = tuple[int, int]
+"""Where a thing stands: rows and columns of a picture from 0 to 2, whatever its size."""
+
+CORNERS = {(0, 0): "top left", (0, 2): "top right", (2, 0): "bottom left", (2, 2): "bottom right"}
+CENTER = (1, 1)
 LIST_SHARE = 0.12  # of the wordings that say nothing of where things stand
-SIDES = {(2, 0): "left", (2, 4): "right", (0, 2): "top", (4, 2): "bottom"}
+SIDES = {(1, 0): "left", (1, 2): "right", (0, 1): "top", (2, 1): "bottom"}
 
 
 def article(name: str) -> str:
@@ -26,8 +29,10 @@ def a_noun(noun: Noun, random: Random) -> str:
     return article(random.choice(noun.names))
 
 
-def on_background(background: str, random: Random) -> str:
-    """The end of a sentence that says where: `on a mint background`, `, at the beach`."""
+def on_background(background: str | None, random: Random) -> str:
+    """The end of a sentence that says where: `on a mint background`, `, at the beach`; nothing without a background."""
+    if background is None:
+        return ""
     names = BACKGROUND_BY_NAME[background].names
     name = random.choice(names)
     forms: tuple[str, ...]
@@ -52,21 +57,20 @@ def lead(random: Random) -> str:
     return random.choice(("",) * 6 + ("a picture of ", "an image of ", "draw "))
 
 
-def one_somewhere(noun: Noun, background: str, random: Random) -> str:
-    """Nothing is said of where it stands: in the middle."""
+def one_somewhere(noun: Noun, background: str | None, random: Random) -> str:
+    """Nothing is said of where it stands."""
     if random.random() < LIST_SHARE:
         return listed((noun,), background, random)
     return lead(random) + a_noun(noun, random) + on_background(background, random)
 
 
-def listed(nouns: Sequence[Noun], background: str, random: Random) -> str:
+def listed(nouns: Sequence[Noun], background: str | None, random: Random) -> str:
     """As people type in a hurry: `pizza, fox, teal`."""
-    return ", ".join(
-        [*(random.choice(noun.names) for noun in nouns), random.choice(BACKGROUND_BY_NAME[background].names)]
-    )
+    grounds = [random.choice(BACKGROUND_BY_NAME[background].names)] if background else []
+    return ", ".join([*(random.choice(noun.names) for noun in nouns), *grounds])
 
 
-def one_object(noun: Noun, place: tuple[int, int], background: str, random: Random) -> str:
+def one_object(noun: Noun, place: Place, background: str | None, random: Random) -> str:
     thing, ground = a_noun(noun, random), on_background(background, random)
     if place == CENTER:
         return lead(random) + thing + random.choice((" in the middle", " in the center")) + ground
@@ -81,7 +85,7 @@ def one_object(noun: Noun, place: tuple[int, int], background: str, random: Rand
     return lead(random) + random.choice(forms) + ground
 
 
-def two_objects(first: Noun, second: Noun, side_by_side: bool, background: str, random: Random) -> str:
+def two_objects(first: Noun, second: Noun, side_by_side: bool, background: str | None, random: Random) -> str:
     """`first` is left of, or above, `second`."""
     a, b = a_noun(first, random), a_noun(second, random)
     forms: tuple[str, ...]
@@ -96,37 +100,43 @@ def two_objects(first: Noun, second: Noun, side_by_side: bool, background: str, 
     return lead(random) + random.choice(forms) + on_background(background, random)
 
 
-def two_beside(first: Noun, second: Noun, background: str, random: Random) -> str:
-    """Side by side; nothing is said of which is where: the first on the left."""
+def two_beside(first: Noun, second: Noun, background: str | None, random: Random) -> str:
+    """Side by side; nothing is said of which is where."""
     a, b = a_noun(first, random), a_noun(second, random)
     form = random.choice((f"{a} next to {b}", f"{a} beside {b}"))
     return lead(random) + form + on_background(background, random)
 
 
-def two_together(first: Noun, second: Noun, background: str, random: Random) -> str:
-    """Nothing is said of how they stand: side by side, the first on the left."""
+def two_together(first: Noun, second: Noun, background: str | None, random: Random) -> str:
+    """Nothing is said of how they stand."""
     if random.random() < LIST_SHARE:
         return listed((first, second), background, random)
     join = random.choice((" and ", " and ", " with "))
     return lead(random) + a_noun(first, random) + join + a_noun(second, random) + on_background(background, random)
 
 
-def three_objects(nouns: Sequence[Noun], background: str, random: Random) -> str:
-    """The first above the others, which stand from left to right."""
+def three_objects(nouns: Sequence[Noun], background: str | None, random: Random) -> str:
+    """Nothing is said of how they stand."""
     if random.random() < LIST_SHARE:
         return listed(nouns, background, random)
     a, b, c = (a_noun(noun, random) for noun in nouns)
-    forms = (
-        f"{a}, {b} and {c}",
-        f"{a}, {b} and {c}",
-        f"{a}, {b}, {c}",
-        f"{a} and {b} and {c}",
-        f"{a} above {b} and {c}",
-    )
-    return random.choice(forms) + on_background(background, random)
+    form = random.choice((f"{a}, {b} and {c}", f"{a}, {b} and {c}", f"{a}, {b}, {c}", f"{a} and {b} and {c}"))
+    return form + on_background(background, random)
 
 
-def several(noun: Noun, count: int, background: str, random: Random) -> str:
+def one_above_two(nouns: Sequence[Noun], background: str, random: Random) -> str:
+    """The first above the others, which stand from left to right."""
+    a, b, c = (a_noun(noun, random) for noun in nouns)
+    return f"{a} above {b} and {c}" + on_background(background, random)
+
+
+def one_below_two(nouns: Sequence[Noun], background: str, random: Random) -> str:
+    """The first below the others, which stand from left to right."""
+    a, b, c = (a_noun(noun, random) for noun in nouns)
+    return f"{a} below {b} and {c}" + on_background(background, random)
+
+
+def several(noun: Noun, count: int, background: str | None, random: Random) -> str:
     plural = random.choice(noun.plurals)
     return lead(random) + f"{NUMBERS[count]} {plural}" + on_background(background, random)
 
@@ -142,17 +152,28 @@ def change_background(background: str, random: Random) -> str:
     return random.choice(forms)
 
 
-def remove(noun: Noun, place: tuple[int, int] | None, random: Random) -> str:
+def vary(random: Random) -> str:
+    """The same picture made anew. The first is what a variation asks for by default."""
+    return random.choice(
+        ("make the picture from the image", "draw the picture from the image", "make a picture from image 1",
+         "make a variation", "a variation of the picture")
+    )  # fmt: skip
+
+
+def remove(noun: Noun, place: Place | None, random: Random) -> str:
     """Removal by name, or by place where `place` tells which."""
     name = random.choice(noun.names)
     forms = [f"remove the {name}", f"delete the {name}", f"take away the {name}", f"erase the {name}"]
     if place in SIDES:
-        forms.append(f"remove the object {_where(place)}")
+        forms.append(f"remove the object {where(place)}")
     return random.choice(forms)
 
 
-def add(noun: Noun, place: tuple[int, int], random: Random) -> str:
-    return f"{random.choice(('add', 'put', 'place'))} {a_noun(noun, random)} {_where(place)}"
+def add(noun: Noun, place: Place | None, random: Random) -> str:
+    """Without a place it is "add" alone: nobody says "put a fox"."""
+    if place is None:
+        return f"add {a_noun(noun, random)}"
+    return f"{random.choice(('add', 'put', 'place'))} {a_noun(noun, random)} {where(place)}"
 
 
 def add_to(noun: Noun, other: Noun, relation: str, random: Random) -> str:
@@ -161,8 +182,8 @@ def add_to(noun: Noun, other: Noun, relation: str, random: Random) -> str:
     return f"{random.choice(('add', 'put', 'place'))} {a_noun(noun, random)} {form} the {random.choice(other.names)}"
 
 
-def move(noun: Noun, place: tuple[int, int], random: Random) -> str:
-    to = _where(place).replace("in the", "to the").replace("on the", "to the").replace("at the", "to the")
+def move(noun: Noun, place: Place, random: Random) -> str:
+    to = where(place).replace("in the", "to the").replace("on the", "to the").replace("at the", "to the")
     if place in CORNERS:
         to += random.choice(("", " corner"))
     return f"{random.choice(('move', 'move', 'shift', 'bring', 'put'))} the {random.choice(noun.names)} {to}"
@@ -197,17 +218,17 @@ def object_on_background(random: Random) -> str:
     )
 
 
-def object_into_scene(place: tuple[int, int], random: Random) -> str:
+def object_into_scene(place: Place, random: Random) -> str:
     """Image 1's object added to image 2 at `place`."""
-    where = _where(place)
+    there = where(place)
     return random.choice(
         (
-            f"add the object of image 1 to image 2 {where}",
-            f"put the object of image 1 into image 2 {where}",
-            f"place the object from image 1 into image 2 {where}",
-            f"insert the object from image 1 {where} of image 2"
+            f"add the object of image 1 to image 2 {there}",
+            f"put the object of image 1 into image 2 {there}",
+            f"place the object from image 1 into image 2 {there}",
+            f"insert the object from image 1 {there} of image 2"
             if place in CORNERS
-            else f"insert the object from image 1 into image 2 {where}",
+            else f"insert the object from image 1 into image 2 {there}",
         )
     )
 
@@ -237,7 +258,8 @@ def both_objects_kept(image: int, random: Random) -> str:
     return f"{form} on the background of image {image}"
 
 
-def _where(place: tuple[int, int]) -> str:
+def where(place: Place) -> str:
+    """`in the middle`, `on the left`, `in the top left`."""
     if place == CENTER:
         return "in the middle"
     if place in CORNERS:

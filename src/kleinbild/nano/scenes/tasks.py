@@ -8,7 +8,7 @@ evaluation asks for nothing else.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -16,37 +16,54 @@ from random import Random
 from typing import Literal
 
 from kleinbild.nano.scenes import phrases
-from kleinbild.nano.scenes.lexicon import BACKGROUNDS, COLORS, NOUNS, PAINTABLE, Noun, in_color
-from kleinbild.nano.scenes.phrases import CENTER, CORNERS
-from kleinbild.nano.scenes.render import Placed, Scene
+from kleinbild.nano.scenes.lexicon import BACKGROUNDS, COLORS, NOUNS, PAINTABLE, SCENIC, Noun, in_color
+from kleinbild.nano.scenes.phrases import CENTER, CORNERS, Place
+from kleinbild.nano.scenes.render import CELL, NATIVE, TOKEN, Grid, Placed, Scene
 
 Task = Literal[
-    "one", "colored", "two", "three", "count",
-    "background", "remove", "add", "replace", "move", "recolor",
+    "one", "colored", "two", "three", "count", "bare",
+    "background", "remove", "add", "replace", "move", "recolor", "vary",
     "object on background", "object into scene", "both objects",
 ]  # fmt: skip
-Place = tuple[int, int]
 
-ROW: tuple[Place, Place] = ((2, 0), (2, 4))  # side by side
-COLUMN: tuple[Place, Place] = ((0, 2), (4, 2))  # one above the other
+ROW: tuple[Place, Place] = ((1, 0), (1, 2))  # side by side
+COLUMN: tuple[Place, Place] = ((0, 1), (2, 1))  # one above the other
 PAIRS = (ROW, COLUMN)
-COUNTS: dict[int, tuple[Place, ...]] = {
-    2: ROW,
-    3: ((0, 2), (4, 0), (4, 4)),
-    4: ((0, 0), (0, 4), (4, 0), (4, 4)),
-}
-SINGLES: tuple[Place, ...] = (CENTER, *ROW, *COLUMN, *CORNERS)
+TOGETHER = (*PAIRS, ROW[::-1], COLUMN[::-1])  # all ways that two can stand
+PEAK: tuple[Place, ...] = ((0, 1), (2, 0), (2, 2))  # one above two
+DIP: tuple[Place, ...] = ((2, 1), (0, 0), (0, 2))  # one below two
+COUNTS: dict[int, tuple[tuple[Place, ...], ...]] = {2: PAIRS, 3: (PEAK, DIP), 4: (tuple(CORNERS),)}  # ways to stand
+OPEN_PLACES: tuple[Place, ...] = (CENTER, *ROW, *COLUMN)  # where one thing may be if nothing is said
+SINGLES: tuple[Place, ...] = (*OPEN_PLACES, *CORNERS)
+WIDE, TALL, SMALL = (8, 12), (12, 8), (6, 6)
+GRIDS: tuple[Grid, ...] = (NATIVE,) * 7 + (WIDE, TALL, SMALL)  # of training pictures, as often as they stand here
 HELD_OUT_SHARE = 10  # one combination in ten
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One thing to ask. `wording` draws one of the sentences that ask for it."""
+    """One thing to ask. `wording` draws one of the sentences that ask for it.
+
+    `right` are all scenes that the sentences allow; the target, which is the first of them, is what training shows.
+    """
 
     task: Task
     wording: Callable[[Random], str]
     target: Scene
     references: tuple[Scene, ...] = ()
+    right: tuple[Scene, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.right:
+            object.__setattr__(self, "right", (self.target,))
+
+
+def opened(
+    task: Task, wording: Callable[[Random], str], right: Iterable[Scene], references: tuple[Scene, ...] = ()
+) -> Sample:
+    """A sample whose words leave open which of these it is: taught as the first."""
+    ways = tuple(right)
+    return Sample(task, wording, ways[0], references, ways)
 
 
 def held_out(*names: str) -> bool:
@@ -54,8 +71,10 @@ def held_out(*names: str) -> bool:
     return zlib.crc32("|".join(sorted(names)).encode()) % HELD_OUT_SHARE == 0
 
 
-def scene(background: str, *placed: tuple[str, Place]) -> Scene:
-    return Scene(background, tuple(Placed(code, *place) for code, place in placed))
+def scene(background: str, *placed: tuple[str, Place], grid: Grid = NATIVE) -> Scene:
+    """Things from back to front, each at its place in a picture of this size."""
+    rows, columns = ((tokens - CELL // TOKEN) // 2 for tokens in grid)
+    return Scene(background, tuple(Placed(code, rows * row, columns * column) for code, (row, column) in placed), grid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +85,11 @@ class Draw:
     evaluation: bool
     codes: tuple[str, ...]  # sprites that may be "the object of image 1": named and unnamed
     vocabulary: tuple[Noun, ...] = NOUNS  # with repetitions: what stands there twice is drawn twice as often
+    grids: tuple[Grid, ...] = (NATIVE,)  # likewise
+
+    def grid(self, *, several: bool) -> Grid:
+        """A picture's size, of those with room for several things or of all."""
+        return self.random.choice([grid for grid in self.grids if not several or grid != SMALL])
 
     def nouns(self, count: int) -> list[Noun]:
         """`count` different nouns; the first with each of the others is an allowed pair."""
@@ -119,6 +143,10 @@ class Draw:
             if self.evaluation or not held_out(a, b):
                 return a, b, ground, other
 
+    def single_place(self) -> Place:
+        """Where a picture's only thing stands: most are in the middle."""
+        return CENTER if self.random.random() < 0.6 else self.random.choice(SINGLES[1:])
+
     def _different(self, count: int) -> list[Noun]:
         while len(set(nouns := self.random.sample(self.vocabulary, count))) < count:
             pass
@@ -130,7 +158,7 @@ class Draw:
 
 def pair_group(draw: Draw) -> Iterator[Sample]:
     """Two objects, the same on another background, one alone, and one with another: made and edited."""
-    random = draw.random
+    random, grid = draw.random, draw.grid(several=True)
     a, b, c = draw.nouns(3)
     ground = draw.free_background(a)  # where `a` stands alone
     other = draw.free_background()
@@ -141,84 +169,130 @@ def pair_group(draw: Draw) -> Iterator[Sample]:
     at_a, at_b = (first, second) if random.random() < 0.5 else (second, first)
 
     def pair(partner: Noun, background: str) -> Scene:
-        return scene(background, (a.code, at_a), (partner.code, at_b))
+        return scene(background, (a.code, at_a), (partner.code, at_b), grid=grid)
 
-    def two(partner: Noun, background: str) -> Callable[[Random], str]:
+    def two(partner: Noun, background: str | None) -> Callable[[Random], str]:
         ordered = (a, partner) if at_a == first else (partner, a)
         return partial(phrases.two_objects, *ordered, beside, background)
 
-    alone = scene(ground, (a.code, at_a))
+    def arranged(places: tuple[Place, Place], background: str = ground) -> Scene:
+        return scene(background, (a.code, places[0]), (b.code, places[1]), grid=grid)
+
+    alone = scene(ground, (a.code, at_a), grid=grid)
     yield Sample("two", two(b, ground), pair(b, ground))
     yield Sample("two", two(b, other), pair(b, other))
     yield Sample("two", two(c, ground), pair(c, ground))
-    for form in (phrases.two_beside, phrases.two_together):
-        yield Sample("two", partial(form, a, b, ground), scene(ground, (a.code, ROW[0]), (b.code, ROW[1])))
+    yield opened("two", partial(phrases.two_beside, a, b, ground), map(arranged, (ROW, ROW[::-1])))
+    yield opened("two", partial(phrases.two_together, a, b, ground), map(arranged, TOGETHER))
+    if draw.evaluation:  # training names a background
+        yield opened("bare", two(b, None), (pair(b, behind) for behind in SCENIC))
+        ways = (arranged(places, behind) for places in TOGETHER for behind in SCENIC)
+        yield opened("bare", partial(phrases.two_together, a, b, None), ways)
     yield Sample("one", partial(phrases.one_object, a, at_a, ground), alone)
     yield Sample("background", partial(phrases.change_background, other), pair(b, other), (pair(b, ground),))
     yield Sample("background", partial(phrases.change_background, ground), pair(b, ground), (pair(b, other),))
-    relation = {(2, 0): "left of", (2, 4): "right of", (0, 2): "above", (4, 2): "below"}[at_b]
+    yield Sample("vary", phrases.vary, pair(b, ground), (pair(b, ground),))
+    relation = {ROW[0]: "left of", ROW[1]: "right of", COLUMN[0]: "above", COLUMN[1]: "below"}[at_b]
     for kept, gone in ((b, c), (c, b)):
         yield Sample("remove", partial(phrases.remove, gone, at_b), alone, (pair(gone, ground),))
         yield Sample("add", partial(phrases.add, gone, at_b), pair(gone, ground), (alone,))
         yield Sample("replace", partial(phrases.replace, kept, gone), pair(gone, ground), (pair(kept, ground),))
     yield Sample("add", partial(phrases.add_to, b, a, relation), pair(b, ground), (alone,))
+    yield Sample("add", partial(phrases.add, b, None), pair(b, ground), (alone,))
 
 
 def single_group(draw: Draw) -> Iterator[Sample]:
-    """One object: made anywhere, moved, on another background, removed, added to an empty one, replaced."""
-    random = draw.random
+    """One object: made anywhere, moved, on another background, removed, added to an empty one, replaced, joined."""
+    random, grid = draw.random, draw.grid(several=False)
     noun, ground = draw.noun_on_background()
     place, to = random.sample(SINGLES, 2)
 
-    def alone(at: Place, thing: Noun = noun, background: str = ground) -> Scene:
-        return scene(background, (thing.code, at))
+    def alone(at: Place, background: str = ground, thing: Noun = noun) -> Scene:
+        return scene(background, (thing.code, at), grid=grid)
 
-    yield Sample("one", partial(phrases.one_somewhere, noun, ground), alone(CENTER))
     yield Sample("one", partial(phrases.one_object, noun, CENTER, ground), alone(CENTER))
+    yield opened("one", partial(phrases.one_somewhere, noun, ground), map(alone, OPEN_PLACES))
+    if draw.evaluation:
+        ways = (alone(at, behind) for at in OPEN_PLACES for behind in SCENIC)
+        yield opened("bare", partial(phrases.one_somewhere, noun, None), ways)
+        yield opened(
+            "bare", partial(phrases.one_object, noun, place, None), (alone(place, behind) for behind in SCENIC)
+        )
     for here, there in ((place, to), (to, place)):
         yield Sample("one", partial(phrases.one_object, noun, here, ground), alone(here))
         yield Sample("move", partial(phrases.move, noun, there), alone(there), (alone(here),))
     (other,) = draw.backgrounds(1)
     if other != ground and not held_out(noun.code, other):
-        moved = alone(place, background=other)
+        moved = alone(place, other)
         yield Sample("one", partial(phrases.one_object, noun, place, other), moved)
         yield Sample("background", partial(phrases.change_background, ground), alone(place), (moved,))
         yield Sample("background", partial(phrases.change_background, other), moved, (alone(place),))
-    yield Sample("remove", partial(phrases.remove, noun, place), scene(ground), (alone(place),))
-    yield Sample("add", partial(phrases.add, noun, place), alone(place), (scene(ground),))
+    empty = scene(ground, grid=grid)
+    yield Sample("remove", partial(phrases.remove, noun, place), empty, (alone(place),))
+    yield Sample("add", partial(phrases.add, noun, place), alone(place), (empty,))
+    yield opened("add", partial(phrases.add, noun, None), map(alone, OPEN_PLACES), (empty,))
+    yield Sample("vary", phrases.vary, alone(place), (alone(place),))
     rival = random.choice(draw.vocabulary)
     if rival != noun and not held_out(rival.code, ground):
-        swapped = alone(place, rival)
+        swapped = alone(place, ground, rival)
         yield Sample("replace", partial(phrases.replace, noun, rival), swapped, (alone(place),))
         yield Sample("replace", partial(phrases.replace, rival, noun), alone(place), (swapped,))
+        if grid != SMALL and not held_out(noun.code, rival.code):  # beside what stands in the middle, or before it
+            yield from _joined(draw, noun, rival, alone(CENTER), grid)
+
+
+def _joined(draw: Draw, noun: Noun, rival: Noun, before: Scene, grid: Grid) -> Iterator[Sample]:
+    place = draw.random.choice(SINGLES[1:])
+    after = scene(before.background, (noun.code, CENTER), (rival.code, place), grid=grid)
+    yield Sample("add", partial(phrases.add, rival, place), after, (before,))
+    yield Sample("remove", partial(phrases.remove, rival, None), before, (after,))
 
 
 def count_group(draw: Draw) -> Iterator[Sample]:
     """Two, three and four of a kind."""
     noun, ground = draw.noun_on_background()
-    for count, places in COUNTS.items():
-        target = scene(ground, *((noun.code, place) for place in places))
-        yield Sample("count", partial(phrases.several, noun, count, ground), target)
+    grid = draw.grid(several=True)
+
+    def several(places: tuple[Place, ...], background: str = ground) -> Scene:
+        return scene(background, *((noun.code, place) for place in places), grid=grid)
+
+    for count, ways in COUNTS.items():
+        yield opened("count", partial(phrases.several, noun, count, ground), map(several, ways))
+    if draw.evaluation:
+        count, ways = draw.random.choice(tuple(COUNTS.items()))
+        scenes = (several(places, behind) for places in ways for behind in SCENIC)
+        yield opened("bare", partial(phrases.several, noun, count, None), scenes)
 
 
 def trio_group(draw: Draw) -> Iterator[Sample]:
     """Three different things; one removed, added, replaced; two of which one moves to where nothing is."""
-    random = draw.random
+    random, grid = draw.random, draw.grid(several=True)
     nouns = draw.trio()
     ground, other = draw.backgrounds(2)
-    three = scene(ground, *((noun.code, at) for noun, at in zip(nouns, COUNTS[3], strict=True)))
-    yield Sample("three", partial(phrases.three_objects, nouns, ground), three)
-    elsewhere = Scene(other, three.placed)
-    yield Sample("three", partial(phrases.three_objects, nouns, other), elsewhere)
+
+    def trio(places: tuple[Place, ...], background: str = ground) -> Scene:
+        return scene(background, *((noun.code, at) for noun, at in zip(nouns, places, strict=True)), grid=grid)
+
+    ways = COUNTS[3]
+    places = random.choice(ways)
+    three, elsewhere = trio(places), trio(places, other)
+    for behind in (ground, other):
+        scenes = (trio(each, behind) for each in ways)
+        yield opened("three", partial(phrases.three_objects, nouns, behind), scenes)
+    if draw.evaluation:
+        scenes = (trio(each, behind) for each in ways for behind in SCENIC)
+        yield opened("bare", partial(phrases.three_objects, nouns, None), scenes)
+    for form, stands in ((phrases.one_above_two, PEAK), (phrases.one_below_two, DIP)):
+        yield Sample("three", partial(form, nouns, ground), trio(stands))
     yield Sample("background", partial(phrases.change_background, other), elsewhere, (three,))
+    yield Sample("vary", phrases.vary, three, (three,))
     gone = random.randrange(3)
-    two = Scene(ground, three.placed[:gone] + three.placed[gone + 1 :])
-    place = COUNTS[3][gone]
-    yield Sample("remove", partial(phrases.remove, nouns[gone], place), two, (three,))
-    yield Sample("add", partial(phrases.add, nouns[gone], place), three, (two,))
+    two = Scene(ground, three.placed[:gone] + three.placed[gone + 1 :], grid)
+    yield Sample("remove", partial(phrases.remove, nouns[gone], places[gone]), two, (three,))
+    yield Sample("add", partial(phrases.add, nouns[gone], places[gone]), three, (two,))
     a, b = nouns[:2]
     at_a, at_b, free = random.sample(tuple(CORNERS), 3)
-    before, after = (scene(ground, (a.code, at), (b.code, at_b)) for at in (at_a, free))
+    before, after = (scene(ground, (a.code, at), (b.code, at_b), grid=grid) for at in (at_a, free))
     yield Sample("move", partial(phrases.move, a, free), after, (before,))
     yield Sample("move", partial(phrases.move, a, at_a), before, (after,))
 
@@ -231,43 +305,59 @@ def color_group(draw: Draw) -> Iterator[Sample]:
     painted, repainted = in_color(noun, color), in_color(noun, other_color)
     if not draw.evaluation and held_out(repainted.code, ground):
         return
-    place = random.choice(SINGLES)
-    centered = scene(ground, (painted.code, CENTER))
-    yield Sample("colored", partial(phrases.one_somewhere, painted, ground), centered)
-    yield Sample("colored", partial(phrases.one_object, painted, place, ground), scene(ground, (painted.code, place)))
+    grid, place = draw.grid(several=False), random.choice(SINGLES)
+
+    def alone(thing: Noun, at: Place, background: str = ground) -> Scene:
+        return scene(background, (thing.code, at), grid=grid)
+
+    paint = partial(alone, painted)
+    yield Sample("colored", partial(phrases.one_object, painted, CENTER, ground), paint(CENTER))
+    yield Sample("colored", partial(phrases.one_object, painted, place, ground), paint(place))
+    yield opened("colored", partial(phrases.one_somewhere, painted, ground), map(paint, OPEN_PLACES))
+    if draw.evaluation:
+        ways = (paint(at, behind) for at in OPEN_PLACES for behind in SCENIC)
+        yield opened("bare", partial(phrases.one_somewhere, painted, None), ways)
     for was, now, named in ((repainted, painted, color), (painted, repainted, other_color)):
-        here, there = (scene(ground, (each.code, place)) for each in (was, now))
-        yield Sample("recolor", partial(phrases.recolor, noun, named), there, (here,))
+        yield Sample("recolor", partial(phrases.recolor, noun, named), alone(now, place), (alone(was, place),))
     partner = random.choice(draw.vocabulary)
-    if partner != noun and not any(held_out(each.code, partner.code) for each in (noun, painted, repainted)):
-        first, second = random.choice(PAIRS)
-        at, beside = (first, second) if random.random() < 0.5 else (second, first)
-        here, there = (scene(ground, (each.code, at), (partner.code, beside)) for each in (repainted, painted))
-        ordered = (painted, partner) if at == first else (partner, painted)
-        yield Sample("two", partial(phrases.two_objects, *ordered, first[0] == second[0], ground), there)
-        yield Sample("recolor", partial(phrases.recolor, noun, color), there, (here,))
-        yield Sample("recolor", partial(phrases.recolor, noun, other_color), here, (there,))
+    if (
+        grid == SMALL
+        or partner == noun
+        or any(held_out(each.code, partner.code) for each in (noun, painted, repainted))
+    ):
+        return
+    first, second = random.choice(PAIRS)
+    at, beside = (first, second) if random.random() < 0.5 else (second, first)
+    here, there = (scene(ground, (each.code, at), (partner.code, beside), grid=grid) for each in (repainted, painted))
+    ordered = (painted, partner) if at == first else (partner, painted)
+    yield Sample("two", partial(phrases.two_objects, *ordered, first[0] == second[0], ground), there)
+    yield Sample("recolor", partial(phrases.recolor, noun, color), there, (here,))
+    yield Sample("recolor", partial(phrases.recolor, noun, other_color), here, (there,))
 
 
 def swap_group(draw: Draw) -> Iterator[Sample]:
     """The object of image 1 on the background of image 2; both pictures show an object of their own."""
     a, b, ground, other = draw.objects_on_backgrounds()
-    place = CENTER if draw.random.random() < 0.7 else draw.random.choice(SINGLES[1:])
+    grid, place = draw.grid(several=True), draw.single_place()
+
+    def alone(background: str, code: str) -> Scene:
+        return scene(background, (code, place), grid=grid)
+
     for code, rival in ((a, b), (b, a)):
         for here, there in ((ground, other), (other, ground)):
-            references = scene(here, (code, place)), scene(there, (rival, place))
-            yield Sample("object on background", phrases.object_on_background, scene(there, (code, place)), references)
+            references = alone(here, code), alone(there, rival)
+            yield Sample("object on background", phrases.object_on_background, alone(there, code), references)
 
 
 def insert_group(draw: Draw) -> Iterator[Sample]:
-    """The object of image 1, alone in the middle, added to the scene of image 2 at the free place."""
-    random = draw.random
+    """The object of image 1, alone there, added to the scene of image 2 at the free place."""
+    random, grid = draw.random, draw.grid(several=True)
     a, b, ground, other = draw.pair_of_objects()
     for code, rival in ((a, b), (b, a)):
         first, second = random.choice(PAIRS)
         free, taken = (first, second) if random.random() < 0.5 else (second, first)
-        target = scene(other, (rival, taken), (code, free))
-        references = scene(ground, (code, CENTER)), scene(other, (rival, taken))
+        target = scene(other, (rival, taken), (code, free), grid=grid)
+        references = scene(ground, (code, draw.single_place()), grid=grid), scene(other, (rival, taken), grid=grid)
         yield Sample("object into scene", partial(phrases.object_into_scene, free), target, references)
         yield Sample("object into scene", phrases.into_scene_anywhere, target, references)
 
@@ -275,11 +365,12 @@ def insert_group(draw: Draw) -> Iterator[Sample]:
 def both_group(draw: Draw) -> Iterator[Sample]:
     """The objects of two pictures side by side, on a background that is named or on one of theirs."""
     a, b, ground, other = draw.pair_of_objects()
+    grid = draw.grid(several=True)
     (third,) = draw.backgrounds(1)
-    one, two = scene(ground, (a, CENTER)), scene(other, (b, CENTER))
+    one, two = (scene(behind, (code, draw.single_place()), grid=grid) for behind, code in ((ground, a), (other, b)))
 
     def both(background: str, left: str, right: str) -> Scene:
-        return scene(background, (left, ROW[0]), (right, ROW[1]))
+        return scene(background, (left, ROW[0]), (right, ROW[1]), grid=grid)
 
     yield Sample("both objects", partial(phrases.both_objects, third), both(third, a, b), (one, two))
     yield Sample("both objects", partial(phrases.both_objects, third), both(third, b, a), (two, one))
@@ -298,10 +389,13 @@ GROUPS: tuple[tuple[float, Callable[[Draw], Iterator[Sample]]], ...] = (
     (0.09, both_group),
 )
 
+FOR_SMALL = (single_group, color_group)  # what there is room for in a small picture
+
 
 def samples(draw: Draw) -> Iterator[Sample]:
     """An endless stream of samples, group by group."""
-    weights, groups = zip(*GROUPS, strict=True)
+    small = all(grid == SMALL for grid in draw.grids)
+    weights, groups = zip(*((w, group) for w, group in GROUPS if not small or group in FOR_SMALL), strict=True)
     while True:
         (group,) = draw.random.choices(groups, weights)
         yield from group(draw)

@@ -27,6 +27,7 @@ from kleinbild.nano.scenes.lexicon import BACKGROUNDS, UNSEEN
 from kleinbild.nano.scenes.render import CELL, SIDE, background_pixels, composite
 from kleinbild.nano.scenes.sprites import SPRITE_SIDE, sprites
 from kleinbild.nano.specs import NANO
+from kleinbild.train.attention import leave_out_cudnn
 from kleinbild.train.checkpoint import load_state, save_state
 from kleinbild.train.muon import Muon
 from kleinbild.train.nano.pool import to_tensor
@@ -64,6 +65,7 @@ def initialize(model: Autoencoder) -> None:
 
 def optimizers_of(model: nn.Module, *, muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the kernels, Adam for everything else."""
+    leave_out_cudnn()
     kernels = [p for p in model.parameters() if p.ndim == 4 and min(p.shape[:2]) > 3]
     others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
     return [Muon(kernels, lr=muon_rate), torch.optim.Adam(others, lr=adam_rate, betas=(0.9, 0.98))]

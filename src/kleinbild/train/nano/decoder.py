@@ -23,12 +23,12 @@ from torch import Tensor
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.schedule import times
 from kleinbild.model.tokenizer import PromptTokenizer
-from kleinbild.nano.scenes.render import SIDE, Scene, render
+from kleinbild.nano.scenes.render import NATIVE, SIDE, Scene, render
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
 from kleinbild.train.nano.autoencoder import optimizers_of, picture_loss, random_scenes
 from kleinbild.train.nano.distill import NUM_STEPS
-from kleinbild.train.nano.flow import BATCH_SIZES, GRID, MIX, NUM_SCENES, SECONDS_A_CHECKPOINT, SHARES, Flow, pools
+from kleinbild.train.nano.flow import BATCH_SIZES, MIX, NUM_SCENES, SECONDS_A_CHECKPOINT, SHARES, Flow, pools
 from kleinbild.train.nano.pool import Batch, Pool, draw_samples, to_batch, to_tensor
 from kleinbild.train.nano.precision import mixed
 from kleinbild.train.nano.textures import random_texture
@@ -45,7 +45,7 @@ def finished(flow: Flow, batch: Batch) -> Tensor:
     at_BNC = batch.noise_BNC
     with mixed(at_BNC.device):
         context_BLX = flow.context(batch)
-        for now, then in pairwise(times(GRID[0] * GRID[1], NUM_STEPS)):
+        for now, then in pairwise(times(at_BNC.shape[1], NUM_STEPS)):
             times_B = torch.full((len(at_BNC),), now, device=at_BNC.device)
             at_BNC = at_BNC + (then - now) * flow.velocity(at_BNC, times_B, batch, context_BLX)
     return at_BNC
@@ -54,7 +54,7 @@ def finished(flow: Flow, batch: Batch) -> Tensor:
 def own_latents(
     flow: Flow, pool: Pool, tokenizer: PromptTokenizer, count: int, seed: int
 ) -> tuple[list[Scene], Tensor]:
-    """What was asked of the student, and the latents (S, N, C) that it made, bfloat16; without the worst."""
+    """What was asked of the student, native pictures, and the latents (S, N, C) that it made, bfloat16; without the worst."""
     random = Random(f"decoder-{seed}")
     scenes: list[Scene] = []
     latents: list[Tensor] = []
@@ -62,6 +62,8 @@ def own_latents(
     while len(scenes) < count:
         kind = random.choices(range(3), MIX)[0]
         chosen = draw_samples(pool, SHARES[kind], BATCH_SIZES[kind], random)
+        if chosen[0].target.grid != NATIVE:
+            continue
         batch = to_batch(pool, chosen, random, tokenizer)
         made_BNC = finished(flow, batch)
         scenes += [sample.target for sample in chosen]
@@ -83,7 +85,7 @@ def next_pictures(
     others = torch.cat((random_scenes(generator, SCENES, SIDE), to_tensor(textures)))
     with torch.no_grad(), mixed(device):
         encoded_BDrc = autoencoder.encode(others.to(device)).float()
-    made_BDrc = latents_SNC[own].float().mT.unflatten(2, GRID)
+    made_BDrc = latents_SNC[own].float().mT.unflatten(2, NATIVE)
     return torch.cat((made_BDrc, encoded_BDrc)), torch.cat((wanted, others)).to(device)
 
 

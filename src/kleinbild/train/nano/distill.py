@@ -23,7 +23,6 @@ from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
 from kleinbild.train.nano.flow import (
-    GRID,
     MIX,
     NUM_SCENES,
     SECONDS_A_CHECKPOINT,
@@ -46,7 +45,7 @@ EMA_DECAY = 0.99
 
 def trajectory_step(run: Run, batch: Batch, factor: float) -> float:
     """Follows the sampler from noise; the loss at each time it visits makes one update. Returns the mean loss."""
-    schedule = times(GRID[0] * GRID[1], NUM_STEPS)
+    schedule = times(batch.noise_BNC.shape[1], NUM_STEPS)
     with torch.no_grad(), mixed(batch.noise_BNC.device):
         context_BLX = run.flow.context(batch)
     at_BNC, total = batch.noise_BNC, batch.noise_BNC.new_zeros(())

@@ -3,7 +3,7 @@
 Each scene is rendered and encoded once and serves several samples. A pool depends on its seed alone, a batch on its
 seed and the pool, so a run that stops resumes with the same data.
 
-Shape suffixes: S scenes, B samples, N image tokens (64), K reference tokens, C latent channels (128), L text tokens.
+Shape suffixes: S scenes, B samples, N image tokens (64 of a native picture), K reference tokens, C latent channels (128), L text tokens.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.nano.scenes.lexicon import NOUNS, UNSEEN
 from kleinbild.nano.scenes.phrases import CENTER
-from kleinbild.nano.scenes.render import CELL, SIDE, TOKEN, Placed, Scene, render
+from kleinbild.nano.scenes.render import CELL, NATIVE, TOKEN, Grid, Placed, Scene, render
 from kleinbild.nano.scenes.sprites import sprites
-from kleinbild.nano.scenes.tasks import Draw, Sample, Task, samples
+from kleinbild.nano.scenes.tasks import GRIDS, Draw, Sample, Task, samples, scene
 from kleinbild.train.checkpoint import load_state, save_state
 from kleinbild.train.nano.precision import mixed
 
@@ -39,16 +39,19 @@ CHANGE_WEIGHT = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Encoded scenes and the samples over them, by what they are for."""
+    """Encoded scenes by their size, and the samples over them by size and what they are for."""
 
-    latents_SNC: Tensor
-    index: dict[Scene, int]
-    by_topic: dict[Topic, list[Sample]]
+    latents_SNC: dict[Grid, Tensor]
+    index: dict[Scene, int]  # among those of its size
+    by_topic: dict[Grid, dict[Topic, list[Sample]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples with equally many references, ready for a step. `weights_BN`: how much the error of each token counts."""
+    """Samples of one size and equally many references, ready for a step.
+
+    `weights_BN`: how much the error of each token counts.
+    """
 
     target_BNC: Tensor
     noise_BNC: Tensor
@@ -56,55 +59,63 @@ class Batch:
     weights_BN: Tensor
     ids_BL: Tensor
     mask_BL: Tensor
+    grid: Grid = NATIVE
 
 
 def training_draw(random: Random, num_new: int = 0) -> Draw:
     """Draws for training: no combination kept for evaluation, no unseen sprite; the last `num_new` nouns twice as often."""
     codes = tuple(sorted(set(sprites()) - set(UNSEEN)))
-    return Draw(random, evaluation=False, codes=codes, vocabulary=NOUNS + NOUNS[len(NOUNS) - num_new :])
+    return Draw(random, evaluation=False, codes=codes, vocabulary=NOUNS + NOUNS[len(NOUNS) - num_new :], grids=GRIDS)
 
 
 def is_lesson(sample: Sample) -> bool:
     """The first lesson is one thing in the middle: there nouns bind within minutes (measured), elsewhere much later."""
-    return sample.task in ("one", "colored") and (sample.target.placed[0].row, sample.target.placed[0].column) == CENTER
+    target = sample.target
+    if sample.task not in ("one", "colored"):
+        return False
+    return target == scene(target.background, (target.placed[0].code, CENTER), grid=target.grid)
 
 
 def build_pool(
     autoencoder: Autoencoder, seed: str, num_scenes: int, device: torch.device, cache: Path, num_new: int = 0
 ) -> Pool:
     """Draws samples until they show `num_scenes` scenes, and encodes those, or reads them from `cache` if it is there."""
-    index: dict[Scene, int] = {}
-    by_topic: dict[Topic, list[Sample]] = defaultdict(list)
+    scenes: dict[Scene, None] = {}
+    by_topic: dict[Grid, dict[Topic, list[Sample]]] = {grid: defaultdict(list) for grid in dict.fromkeys(GRIDS)}
     for sample in samples(training_draw(Random(seed), num_new)):
-        if len(index) >= num_scenes:
+        if len(scenes) >= num_scenes:
             break
-        by_topic[sample.task].append(sample)
+        topics = by_topic[sample.target.grid]
+        topics[sample.task].append(sample)
         if is_lesson(sample):
-            by_topic["lesson"].append(sample)
-        for scene in (*sample.references, sample.target):
-            index.setdefault(scene, len(index))
-    return Pool(_cached_latents(autoencoder, list(index), device, cache), index, dict(by_topic))
+            topics["lesson"].append(sample)
+        scenes |= dict.fromkeys((*sample.references, sample.target))
+    of_size = {grid: [each for each in scenes if each.grid == grid] for grid in by_topic}
+    index = {each: number for group in of_size.values() for number, each in enumerate(group)}
+    return Pool(_cached_latents(autoencoder, of_size, device, cache), index, by_topic)
 
 
-def _cached_latents(autoencoder: Autoencoder, scenes: list[Scene], device: torch.device, cache: Path) -> Tensor:
+def _cached_latents(
+    autoencoder: Autoencoder, scenes: dict[Grid, list[Scene]], device: torch.device, cache: Path
+) -> dict[Grid, Tensor]:
     """Encoding a pool takes minutes: a run that resumes reads it. Another autoencoder or other scenes do not match."""
     weights = torch.cat([p.detach().flatten()[:64].cpu() for p in autoencoder.parameters()])
     key = hashlib.sha256(weights.numpy().tobytes() + repr(scenes).encode()).hexdigest()
     state = load_state(cache)
     if state is None or state["key"] != key:
-        state = {"key": key, "latents": encode_scenes(autoencoder, scenes, device).cpu()}
+        latents = {grid: encode_scenes(autoencoder, group, device).cpu() for grid, group in scenes.items() if group}
+        state = {"key": key, "latents": latents}
         save_state(cache, state)
-    latents: Tensor = state["latents"].to(device)
-    return latents
+    return {grid: latents.to(device) for grid, latents in state["latents"].items()}
 
 
 @torch.no_grad()
 def encode_scenes(autoencoder: Autoencoder, scenes: list[Scene], device: torch.device) -> Tensor:
-    """Latents (S, N, C) of rendered scenes, bfloat16."""
+    """Latents (S, N, C) of rendered scenes of one size, bfloat16."""
     parts = []
     for start in range(0, len(scenes), ENCODE_BATCH):
         with mixed(device):
-            pictures = np.stack([render(scene) for scene in scenes[start : start + ENCODE_BATCH]])
+            pictures = np.stack([render(each) for each in scenes[start : start + ENCODE_BATCH]])
             latents = autoencoder.encode(to_tensor(pictures).to(device))
         parts.append(latents.flatten(2).mT.to(torch.bfloat16))
     return torch.cat(parts)
@@ -119,36 +130,45 @@ def draw_batch(
     pool: Pool, shares: Mapping[Topic, float], size: int, random: Random, tokenizer: PromptTokenizer, *,
     dropout: float = 0.0,
 ) -> Batch:  # fmt: skip
-    """`size` random samples, topics by their shares; each prompt is dropped (empty) with probability `dropout`."""
+    """Random samples as `draw_samples` gives them; each prompt is dropped (empty) with probability `dropout`."""
     return to_batch(pool, draw_samples(pool, shares, size, random), random, tokenizer, dropout)
 
 
 def draw_samples(pool: Pool, shares: Mapping[Topic, float], size: int, random: Random) -> list[Sample]:
-    """A topic that a very small pool has no sample of is left out."""
-    there = {topic: share for topic, share in shares.items() if topic in pool.by_topic}
-    topics = random.choices(list(there), list(there.values()), k=size)
-    return [random.choice(pool.by_topic[topic]) for topic in topics]
+    """Samples of one random size, topics by their shares: `size` of native pictures, as much work of others.
+
+    What a very small pool, or one size of picture, has no sample of is left out.
+    """
+    grids = [grid for grid in GRIDS if any(topic in pool.by_topic[grid] for topic in shares)]
+    grid = random.choice(grids)
+    there = {topic: share for topic, share in shares.items() if topic in pool.by_topic[grid]}
+    count = round(size * NATIVE[0] * NATIVE[1] / (grid[0] * grid[1]))
+    topics = random.choices(list(there), list(there.values()), k=count)
+    return [random.choice(pool.by_topic[grid][topic]) for topic in topics]
 
 
 def to_batch(
     pool: Pool, chosen: list[Sample], random: Random, tokenizer: PromptTokenizer, dropout: float = 0.0
 ) -> Batch:
-    latents, device = pool.latents_SNC, pool.latents_SNC.device
+    grid = chosen[0].target.grid
+    latents_SNC = pool.latents_SNC[grid]
+    device = latents_SNC.device
     noise_BNC = torch.randn(
-        (len(chosen), *latents.shape[1:]), generator=torch.Generator().manual_seed(random.getrandbits(60))
+        (len(chosen), *latents_SNC.shape[1:]), generator=torch.Generator().manual_seed(random.getrandbits(60))
     )
     targets = torch.tensor([pool.index[sample.target] for sample in chosen], device=device)
-    references = torch.tensor([[pool.index[scene] for scene in sample.references] for sample in chosen], device=device)
+    references = torch.tensor([[pool.index[each] for each in sample.references] for sample in chosen], device=device)
     prompts = ["" if random.random() < dropout else _readable(sample, random, tokenizer) for sample in chosen]
     tokenized = [tokenizer(prompt) for prompt in prompts]
     weights = [weights_of(sample.target, sample.references) for sample in chosen]
     return Batch(
-        target_BNC=latents[targets].float(),
+        target_BNC=latents_SNC[targets].float(),
         noise_BNC=noise_BNC.to(device),
-        references_BKC=latents[references.long()].flatten(1, 2).float(),
+        references_BKC=latents_SNC[references.long()].flatten(1, 2).float(),
         weights_BN=torch.stack(weights).to(device),
         ids_BL=torch.stack([t.ids for t in tokenized]).to(device),
         mask_BL=torch.stack([t.mask for t in tokenized]).to(device),
+        grid=grid,
     )
 
 
@@ -162,7 +182,7 @@ def _readable(sample: Sample, random: Random, tokenizer: PromptTokenizer) -> str
 def weights_of(target: Scene, references: tuple[Scene, ...]) -> Tensor:
     """How much each token (N,) counts, 1 on average: more where something is to come or to go."""
     before = set(references[-1].placed) if references else set()
-    weights = torch.ones(SIDE // TOKEN, SIDE // TOKEN)
+    weights = torch.ones(target.grid)
     for item in before.symmetric_difference(target.placed):
         weights[cell(item)] = CHANGE_WEIGHT
     return (weights / weights.mean()).flatten()

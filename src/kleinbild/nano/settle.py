@@ -1,0 +1,103 @@
+"""What a prompt for a new picture leaves open, its seed settles, in nano's own words.
+
+A model of four steps has no coin to toss: taught that a fox may stand anywhere, it paints half a fox in every place (measured:
+docs/log.md). So "a fox" becomes "a fox on the left, meadow background" before nano reads it, and another seed gives
+another place and background. What the prompt says stays as it is said; a prompt that this does not understand stays whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from kleinbild.nano.scenes import phrases
+from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, COLORS, HOMES, NOUN_BY_NAME, PAINTABLE, SCENIC
+from kleinbild.nano.scenes.tasks import OPEN_PLACES
+from kleinbild.nano.words import EDIT_WORDS, NAMES, parts, sort_words, words_of
+
+NUMBERS = {word: number for number, word in phrases.NUMBERS.items()}
+PLACES = frozenset("left right top bottom middle center corner side above below over under".split())
+BESIDE = frozenset(("next", "beside"))
+NUM_BACKGROUNDS = 4  # that a prompt without one may get: the thing's home and three others
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """What a prompt for a new picture says: the things as it names them, of a single kind how many, the background."""
+
+    things: tuple[str, ...]
+    number: int
+    background: str
+    says_where: bool
+    says_beside: bool
+
+
+def settle(prompt: str, seed: int) -> str:
+    """The prompt with all said that it leaves open. The same prompt and seed always settle alike; seeds that follow each
+    other differ."""
+    said = understand(prompt)
+    if said is None:
+        return prompt
+    ways = _ways(said)
+    scene = Random(prompt).sample(ways, len(ways))[seed % len(ways)] if ways else prompt.strip(" .!?,")
+    if not ways and said.background:
+        return prompt
+    return f"{scene}, {said.background or _background(said, prompt, seed)} background"
+
+
+def understand(prompt: str) -> Understood | None:
+    """What the prompt says, None if it is no new picture of one kind of thing, or of one each of two or three."""
+    words = words_of(prompt)
+    known, unknown = sort_words(words)
+    if unknown or EDIT_WORDS.intersection(words[:1]) or not known:
+        return None
+    names = list(parts(words, NAMES))
+    things: list[str] = []
+    grounds: list[str] = []
+    color = ""
+    for name, following in zip(names, [*names[1:], ""], strict=True):
+        if name in COLORS and following in NOUN_BY_NAME and NOUN_BY_NAME[following] in PAINTABLE:
+            color = f"{name} "
+        elif name in NOUN_BY_NAME:
+            things.append(color + name)
+            color = ""
+        elif name in BACKGROUND_BY_NAME:
+            grounds.append(name)
+    numbers = [NUMBERS[name] for name in names if name in NUMBERS]
+    if not 1 <= len(things) <= 3 or len(grounds) > 1 or len(numbers) > 1 or (numbers and len(things) > 1):
+        return None
+    return Understood(
+        tuple(things),
+        numbers[0] if numbers else 1,
+        grounds[0] if grounds else "",
+        any(name in PLACES and not _of_background(names[index:]) for index, name in enumerate(names)),
+        not BESIDE.isdisjoint(names),
+    )
+
+
+def _of_background(names: list[str]) -> bool:
+    """Whether the first of these words is where things are before: `under the night sky`."""
+    following = next((name for name in names[1:] if name in NAMES), "")
+    return names[0] in ("under", "over") and following in BACKGROUND_BY_NAME
+
+
+def _background(said: Understood, prompt: str, seed: int) -> str:
+    """One of four: the first thing's home and three others."""
+    at_home = HOMES[
+        next(NOUN_BY_NAME[name].code for name in parts(words_of(said.things[0]), NAMES) if name in NOUN_BY_NAME)
+    ]
+    others = [ground for ground in SCENIC if ground != at_home]
+    return (at_home, *Random(prompt).sample(others, NUM_BACKGROUNDS - 1))[seed % NUM_BACKGROUNDS]
+
+
+def _ways(said: Understood) -> list[str]:
+    """The sentences for all ways in which the things may stand that nano has words for; none if it is said."""
+    if said.says_where or said.number > 1:
+        return []
+    first, *others = (phrases.article(name) for name in said.things)
+    if not others:
+        return [f"{first} {phrases.where(place)}" for place in OPEN_PLACES]
+    if len(others) == 2:
+        return [f"{first} {relation} {others[0]} and {others[1]}" for relation in ("above", "below")]
+    relations = ("left of", "right of") if said.says_beside else ("left of", "right of", "above", "below")
+    return [f"{first} {relation} {others[0]}" for relation in relations]
