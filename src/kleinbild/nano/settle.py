@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from random import Random
 
 from kleinbild.nano.scenes import phrases
-from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, COLORS, HOMES, NOUN_BY_NAME, PAINTABLE, SCENIC
+from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, COLORS, HOMES, NOUN_BY_NAME, PAINTABLE, SCENIC, Noun
 from kleinbild.nano.scenes.tasks import OPEN_PLACES
 from kleinbild.nano.words import EDIT_WORDS, NAMES, parts, sort_words, words_of
 
-NUMBERS = {word: number for number, word in phrases.NUMBERS.items()}
+NUMBERS = frozenset(phrases.NUMBERS.values())
 PLACES = frozenset("left right top bottom middle center corner side above below over under".split())
 BESIDE = frozenset(("next", "beside"))
 NUM_BACKGROUNDS = 4  # that a prompt without one may get: the thing's home and three others
@@ -23,11 +23,16 @@ NUM_BACKGROUNDS = 4  # that a prompt without one may get: the thing's home and t
 
 @dataclass(frozen=True, slots=True)
 class Understood:
-    """What a prompt for a new picture says: the things as it names them, of a single kind how many, the background."""
+    """What a prompt for a new picture says: the things as it names them, the background ("" if none).
+
+    `at_home` is the background that suits the first. `several`: it is of one kind, and more than one.
+    """
 
     things: tuple[str, ...]
-    number: int
+    at_home: str
     background: str
+    several: bool
+    says_number: bool
     says_where: bool
     says_beside: bool
 
@@ -42,7 +47,7 @@ def settle(prompt: str, seed: int) -> str:
     scene = Random(prompt).sample(ways, len(ways))[seed % len(ways)] if ways else prompt.strip(" .!?,")
     if not ways and said.background:
         return prompt
-    return f"{scene}, {said.background or _background(said, prompt, seed)} background"
+    return f"{scene}, {said.background or _background(said.at_home, prompt, seed)} background"
 
 
 def understand(prompt: str) -> Understood | None:
@@ -53,6 +58,7 @@ def understand(prompt: str) -> Understood | None:
         return None
     names = list(parts(words, NAMES))
     things: list[str] = []
+    nouns: list[Noun] = []
     grounds: list[str] = []
     color = ""
     for name, following in zip(names, [*names[1:], ""], strict=True):
@@ -60,16 +66,21 @@ def understand(prompt: str) -> Understood | None:
             color = f"{name} "
         elif name in NOUN_BY_NAME:
             things.append(color + name)
+            nouns.append(NOUN_BY_NAME[name])
             color = ""
         elif name in BACKGROUND_BY_NAME:
             grounds.append(name)
-    numbers = [NUMBERS[name] for name in names if name in NUMBERS]
-    if not 1 <= len(things) <= 3 or len(grounds) > 1 or len(numbers) > 1 or (numbers and len(things) > 1):
+    numbers = NUMBERS.intersection(names)
+    plural = any(name in noun.plurals and name not in noun.names for noun in nouns for name in names)
+    several = bool(numbers) or plural
+    if not 1 <= len(things) <= 3 or len(grounds) > 1 or (several and len(things) > 1):
         return None
     return Understood(
         tuple(things),
-        numbers[0] if numbers else 1,
+        HOMES[nouns[0].code],
         grounds[0] if grounds else "",
+        several,
+        bool(numbers),
         any(name in PLACES and not _of_background(names[index:]) for index, name in enumerate(names)),
         not BESIDE.isdisjoint(names),
     )
@@ -81,19 +92,18 @@ def _of_background(names: list[str]) -> bool:
     return names[0] in ("under", "over") and following in BACKGROUND_BY_NAME
 
 
-def _background(said: Understood, prompt: str, seed: int) -> str:
-    """One of four: the first thing's home and three others."""
-    at_home = HOMES[
-        next(NOUN_BY_NAME[name].code for name in parts(words_of(said.things[0]), NAMES) if name in NOUN_BY_NAME)
-    ]
+def _background(at_home: str, prompt: str, seed: int) -> str:
+    """That or one of three others."""
     others = [ground for ground in SCENIC if ground != at_home]
     return (at_home, *Random(prompt).sample(others, NUM_BACKGROUNDS - 1))[seed % NUM_BACKGROUNDS]
 
 
 def _ways(said: Understood) -> list[str]:
     """The sentences for all ways in which the things may stand that nano has words for; none if it is said."""
-    if said.says_where or said.number > 1:
+    if said.says_where or said.says_number:
         return []
+    if said.several:
+        return [f"{number} {said.things[0]}" for number in phrases.NUMBERS.values()]
     first, *others = (phrases.article(name) for name in said.things)
     if not others:
         return [f"{first} {phrases.where(place)}" for place in OPEN_PLACES]

@@ -25,6 +25,8 @@ SEEDS = range(40)
         ("a fox under the night sky", "a fox at the bottom, night sky background"),
         ("a fox on the left", "a fox on the left, forest background"),
         ("two cats", "two cats, sunset gradient background"),
+        ("cats on the beach", "three cats, beach background"),
+        ("green cars", "two green cars, desert background"),
         ("pizza, fox, teal", "a pizza above a fox, teal background"),
         ("a fox next to a pizza on the beach", "a fox right of a pizza, beach background"),
         ("a cat, a dog and an owl in the snow", "a cat below a dog and an owl, snow background"),
@@ -38,7 +40,7 @@ def test_one_of_the_ways_to_settle(prompt: str, settled: str) -> None:
     "prompt",
     [
         "a fox on the left on a mint background", "two cats on a beach", "a fox above a pizza, teal background", "a beach",
-        "a fox and two cats", "a zorp on red", "change the background to red", "a cat, a dog, a fish and an owl", "",
+        "a fox and two cats", "cats and a dog", "a zorp on red", "change the background to red", "a cat, a dog, a fish and an owl", "",
     ],
 )  # fmt: skip
 def test_what_is_said_or_not_understood_stays(prompt: str) -> None:
