@@ -61,12 +61,12 @@ def evaluate(
     """
     from kleinbild.cli.sheet import Sheets
     from kleinbild.nano.evaluate import evaluate as run
-    from kleinbild.nano.variety import NUM_PROMPTS, variety
+    from kleinbild.nano.variety import NUM_PROMPTS, NUM_SEEDS, variety
 
     pictures = Sheets(sheets) if sheets else None
     with progress(f"evaluating {model}") as bar:
         rows = run(model, count, bar.step, pictures.add if pictures else None)
-    with progress(f"sixteen seeds of a prompt, {model}") as bar:
+    with progress(f"{NUM_SEEDS} seeds of each prompt, {model}") as bar:
         varied = variety(model, min(count, NUM_PROMPTS), bar.step)
     if as_json:
         result_json({"rows": [asdict(row) for row in rows], "variety": [asdict(each) for each in varied]})

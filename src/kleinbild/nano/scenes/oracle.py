@@ -82,8 +82,11 @@ def _kept_psnr(picture: Pixels, truth: Pixels, expected: Scene, before: Scene) -
 
 def nearest_scene(picture: Pixels, scenes: Iterable[Scene], look: Look | None = None) -> Scene:
     """Which of the scenes that would all be right the picture is nearest to. Raises ValueError for no scene."""
+    first, *others = scenes
+    if not others:
+        return first
     seen, truth = picture.astype(np.float32), look or (lambda pixels: pixels)
-    return min(scenes, key=lambda scene: float(np.square(truth(render(scene)) - seen).mean()))
+    return min((first, *others), key=lambda scene: float(np.square(truth(render(scene)) - seen).mean()))
 
 
 def nearest_sprite(picture: Pixels, expected: Scene, index: int, look: Look | None = None) -> str | None:
