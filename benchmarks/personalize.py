@@ -39,7 +39,7 @@ from kleinbild.engine.runtime import Engine
 from kleinbild.nano.evaluate import GOALS, attempt, drawn, encoded, held_out_samples
 from kleinbild.nano.scenes import phrases
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS, NOUNS, Noun
-from kleinbild.nano.scenes.oracle import Look, Verdict, judge, nearest_scene
+from kleinbild.nano.scenes.oracle import Look, Verdict, judge_any
 from kleinbild.nano.scenes.phrases import CENTER, Place
 from kleinbild.nano.scenes.render import Pixels, Scene, render
 from kleinbild.nano.scenes.tasks import SINGLES, Draw, Sample, is_held_out, samples, scene
@@ -65,7 +65,7 @@ class Asked:
     right: tuple[Scene, ...] = ()
 
     def verdict(self, picture: Pixels, look: Look | None) -> Verdict:
-        return judge(picture, nearest_scene(picture, self.right or (self.expected,), look), look)
+        return judge_any(picture, self.right or (self.expected,), look)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from openai.types import ImagesResponse
 from PIL import Image
 
 from kleinbild.nano.scenes.lexicon import NOUN_BY_NAME
-from kleinbild.nano.scenes.oracle import judge, nearest_scene
+from kleinbild.nano.scenes.oracle import judge_any
 from kleinbild.nano.scenes.tasks import OPEN_PLACES, scene
+from kleinbild.nano.settle import settle
 from tests.conformance.pictures import bytes_of, data_url, difference, opened, png
 
 PROMPT = "a red apple in the middle on a beach"
@@ -233,7 +234,15 @@ def vary(client: OpenAI) -> None:
         files = [bytes_of(answer, index) for index in range(2)]
         assert files[0] != files[1]
         for pixels in (np.asarray(opened(file).convert("RGB")) for file in files):
-            assert judge(pixels, nearest_scene(pixels, right)).all_right
+            assert judge_any(pixels, right).all_right
+
+
+@call
+def what_a_prompt_leaves_open(client: OpenAI) -> None:
+    answer = client.images.generate(prompt="a fox", n=2, extra_body={"seed": 7})
+    assert [each.revised_prompt for each in answer.data or ()] == [settle("a fox", 7), settle("a fox", 8)]
+    said = client.images.generate(prompt=PROMPT, extra_body={"seed": 7})
+    assert [each.revised_prompt for each in said.data or ()] == [None]
 
 
 @call

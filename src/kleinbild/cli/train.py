@@ -92,7 +92,7 @@ def nano_itself(
     minutes: Annotated[int, _length("--minutes", "Of the autoencoder. Default: 40.")] = 40,
     steps: Annotated[int, _length("--steps", "Of the base model. Default: 20000.")] = 20_000,
     updates: Annotated[int, _length("--updates", "Of the student. Default: 550.")] = 550,
-    decoder_steps: Annotated[int, _length("--decoder-steps", "Of the decoder, at last. Default: 2000.")] = 2000,
+    finish_steps: Annotated[int, _length("--finish-steps", "Of the autoencoder, at last. Default: 2000.")] = 2000,
     seed: Annotated[
         int, typer.Option("--seed", metavar="N", parser=options.read_seed, show_default=False, help="Default: 0.")
     ] = 0,
@@ -112,7 +112,7 @@ def nano_itself(
     from kleinbild.train.nano.whole import Plan, train_all
 
     chosen = choose_device(device)
-    for path in train_all(out, Plan(minutes, steps, updates, decoder_steps, seed=seed), chosen, compiled=compiled):
+    for path in train_all(out, Plan(minutes, steps, updates, finish_steps, seed=seed), chosen, compiled=compiled):
         result(str(path))
 
 

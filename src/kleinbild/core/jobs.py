@@ -62,12 +62,13 @@ class ImageWork:
 
 @dataclass(frozen=True, slots=True)
 class MadePicture:
-    """One picture of a job, in the blob store."""
+    """One picture of a job, in the blob store. `revised_prompt`: what the model read in place of the prompt, "" if it read that."""
 
     sha256: str
     seed: int
     size: Size
     num_bytes: int
+    revised_prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ class Done:
     """The picture: `file` has its record inside.
 
     `timings` are seconds by stage, `queue` first; `peak_bytes` is the most memory that the process has held so far;
-    `fingerprint` the weights' identity; `kernels` what computed.
+    `fingerprint` the weights' identity; `kernels` what computed; `revised_prompt` what the model read in place of the prompt.
     """
 
     id: str
@@ -121,6 +121,7 @@ class Done:
     kernels: str
     notes: tuple[str, ...] = ()
     tokens: Tokens = NO_TOKENS
+    revised_prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ def settle(request: PictureRequest, name: str, settings: Settings, spec: ModelSp
     inputs = prepare_inputs(request, settings.default_size, size_range(settings, spec))
     seed = _seed(request.seed)
     return Settled(
-        _prompt(request, settings.vocabulary, seed),
+        _prompt(request, settings, seed, inputs.frame.made),
         inputs,
         seed,
         _steps(request.steps, settings),
@@ -142,12 +142,12 @@ def _check_prompt(request: PictureRequest, vocabulary: str | None, learned: froz
         check(request.prompt, len(request.references), learned)
 
 
-def _prompt(request: PictureRequest, vocabulary: str | None, seed: int) -> str:
+def _prompt(request: PictureRequest, settings: Settings, seed: int, size: Size) -> str:
     """What the model reads: what nano's prompts for new pictures leave open, the seed settles."""
-    if vocabulary == "nano" and not request.references:
+    if settings.vocabulary == "nano" and not request.references:
         from kleinbild.nano.settle import settle
 
-        return settle(request.prompt, seed)
+        return settle(request.prompt, seed, narrow=min(size.width, size.height) < settings.default_size)
     return request.prompt
 
 

@@ -110,6 +110,7 @@ class Worker:
                     kernels=self.kernels,
                     notes=picture.notes,
                     tokens=picture.tokens,
+                    revised_prompt=picture.record.revised_prompt,
                 )
             )
         except Exception as error:  # noqa: BLE001 - nobody waits for this thread, so it must be told

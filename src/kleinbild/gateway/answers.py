@@ -161,7 +161,8 @@ def _with_url(services: Services, work: ImageWork, picture: MadePicture, base_ur
 
 
 def _beside(picture: MadePicture) -> dict[str, Any]:
-    return {"seed": picture.seed, "size": str(picture.size)}
+    revised = {"revised_prompt": picture.revised_prompt} if picture.revised_prompt else {}
+    return {"seed": picture.seed, "size": str(picture.size), **revised}
 
 
 def _about(job: Job, outcome: Outcome) -> dict[str, Any]:

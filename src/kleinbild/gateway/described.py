@@ -33,6 +33,7 @@ class PictureObject(BaseModel):
     size: str
     url: str | None = None
     b64_json: str | None = None
+    revised_prompt: str | None = None
 
 
 class UsageDetails(BaseModel):

@@ -7,16 +7,24 @@ another place and background. What the prompt says stays as it is said; a prompt
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from random import Random
 
 from kleinbild.nano.scenes import phrases
-from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, COLORS, HOMES, NOUN_BY_NAME, PAINTABLE, SCENIC, Noun
+from kleinbild.nano.scenes.lexicon import (
+    BACKGROUND_BY_NAME,
+    COLORS,
+    HOMES,
+    NOUN_BY_NAME,
+    PAINTABLE,
+    SCENIC,
+    SIZE_BY_WORD,
+    Noun,
+)
 from kleinbild.nano.scenes.tasks import OPEN_PLACES
-from kleinbild.nano.words import EDIT_WORDS, NAMES, parts, sort_words, words_of
+from kleinbild.nano.words import EDIT_WORDS, NAMES, NUMBER_WORDS, parts, places_said, sort_words, words_of
 
-NUMBERS = frozenset(phrases.NUMBERS.values())
-PLACES = frozenset("left right top bottom middle center corner side above below over under".split())
 BESIDE = frozenset(("next", "beside"))
 NUM_BACKGROUNDS = 4  # that a prompt without one may get: the thing's home and three others
 
@@ -37,17 +45,34 @@ class Understood:
     says_beside: bool
 
 
-def settle(prompt: str, seed: int) -> str:
+def settle(prompt: str, seed: int, *, narrow: bool = False) -> str:
     """The prompt with all said that it leaves open. The same prompt and seed always settle alike; seeds that follow each
-    other differ."""
+    other differ. In a `narrow` picture there is no room for several things but small ones."""
     said = understand(prompt)
+    if said is not None and narrow and (said.several or len(said.things) > 1):
+        prompt = _shrunk(prompt, said.things)
+        said = understand(prompt)
     if said is None:
         return prompt
     ways = _ways(said)
-    scene = Random(prompt).sample(ways, len(ways))[seed % len(ways)] if ways else prompt.strip(" .!?,")
+    turn, way = divmod(seed, len(ways) or 1)
+    scene = Random(prompt).sample(ways, len(ways))[way] if ways else prompt.strip(" .!?,")
     if not ways and said.background:
         return prompt
-    return f"{scene}, {said.background or _background(said.at_home, prompt, seed)} background"
+    return f"{scene}, {said.background or _background(said.at_home, prompt, turn + way)} background"
+
+
+def _shrunk(prompt: str, things: tuple[str, ...]) -> str:
+    """The prompt with "small" before each of the things whose size it does not say."""
+    for thing in things:
+        if thing.split()[0] not in SIZE_BY_WORD:
+            name = r"\s+".join(map(re.escape, thing.split()))
+            prompt = re.sub(rf"\b(an?\s+)?({name})\b", _small, prompt, count=1, flags=re.IGNORECASE)
+    return prompt
+
+
+def _small(found: re.Match[str]) -> str:
+    return f"{'a ' if found[1] else ''}small {found[2]}"
 
 
 def understand(prompt: str) -> Understood | None:
@@ -60,19 +85,20 @@ def understand(prompt: str) -> Understood | None:
     things: list[str] = []
     nouns: list[Noun] = []
     grounds: list[str] = []
-    color = ""
-    for name, following in zip(names, [*names[1:], ""], strict=True):
-        if name in COLORS and following in NOUN_BY_NAME and NOUN_BY_NAME[following] in PAINTABLE:
+    size = color = ""
+    for index, name in enumerate(names):
+        if name in SIZE_BY_WORD:
+            size = f"{name} "
+        elif name in COLORS and _paints(names[index + 1 :]):
             color = f"{name} "
         elif name in NOUN_BY_NAME:
-            things.append(color + name)
+            things.append(size + color + name)
             nouns.append(NOUN_BY_NAME[name])
-            color = ""
+            size = color = ""
         elif name in BACKGROUND_BY_NAME:
             grounds.append(name)
-    numbers = NUMBERS.intersection(names)
-    plural = any(name in noun.plurals and name not in noun.names for noun in nouns for name in names)
-    several = bool(numbers) or plural
+    numbers = NUMBER_WORDS.intersection(names)
+    several = bool(numbers) or any(map(_is_plural, names))
     if not 1 <= len(things) <= 3 or len(grounds) > 1 or (several and len(things) > 1):
         return None
     return Understood(
@@ -81,21 +107,26 @@ def understand(prompt: str) -> Understood | None:
         grounds[0] if grounds else "",
         several,
         bool(numbers),
-        any(name in PLACES and not _of_background(names[index:]) for index, name in enumerate(names)),
+        bool(places_said(names)),
         not BESIDE.isdisjoint(names),
     )
 
 
-def _of_background(names: list[str]) -> bool:
-    """Whether the first of these words is where things are before: `under the night sky`."""
-    following = next((name for name in names[1:] if name in NAMES), "")
-    return names[0] in ("under", "over") and following in BACKGROUND_BY_NAME
+def _is_plural(name: str) -> bool:
+    """Whether it is a thing's name for several only."""
+    return name in NOUN_BY_NAME and name not in NOUN_BY_NAME[name].names
 
 
-def _background(at_home: str, prompt: str, seed: int) -> str:
+def _paints(following: list[str]) -> bool:
+    """Whether a colour with these words after it is that of a thing."""
+    thing = next((name for name in following if name not in SIZE_BY_WORD), "")
+    return thing in NOUN_BY_NAME and NOUN_BY_NAME[thing] in PAINTABLE
+
+
+def _background(at_home: str, prompt: str, number: int) -> str:
     """That or one of three others."""
     others = [ground for ground in SCENIC if ground != at_home]
-    return (at_home, *Random(prompt).sample(others, NUM_BACKGROUNDS - 1))[seed % NUM_BACKGROUNDS]
+    return (at_home, *Random(prompt).sample(others, NUM_BACKGROUNDS - 1))[number % NUM_BACKGROUNDS]
 
 
 def _ways(said: Understood) -> list[str]:

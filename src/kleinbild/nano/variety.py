@@ -45,7 +45,7 @@ def variety(
             for seed in range(NUM_SEEDS):
                 trial = attempt(engine, sample, Random(f"{sample.target}-{seed}"))
                 if trial.verdict.all_right:
-                    shown.add(trial.expected)
+                    shown.add(trial.verdict.expected)
                 done += 1
                 if on_progress:
                     on_progress(done, len(ASKED) * num_prompts * NUM_SEEDS)

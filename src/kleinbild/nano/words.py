@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 
 from kleinbild.core.errors import PromptError
-from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, BACKGROUNDS, COLORS, NOUN_BY_NAME, NOUNS, PAINTABLE
+from kleinbild.nano.scenes.lexicon import (
+    BACKGROUND_BY_NAME,
+    BACKGROUNDS,
+    COLORS,
+    NOUN_BY_NAME,
+    NOUNS,
+    PAINTABLE,
+    SIZE_BY_WORD,
+)
 
 JOINING_WORDS = frozenset(
     """a an the of on in at to with and from for it is into by or i my please want
@@ -21,11 +29,14 @@ JOINING_WORDS = frozenset(
     two three four 1 2 side beside
     change make replace put remove delete take away erase add place turn swap use insert move shift bring
     recolor recolour paint color colour both objects together""".split()
-)
+).union(SIZE_BY_WORD)
 EDIT_WORDS = frozenset(
     """change make replace remove delete take erase add turn swap insert image move shift bring recolor recolour paint color
     colour both""".split()
 )
+ADD_WORDS = frozenset(("add", "put", "place"))
+PLACE_WORDS = frozenset("left right top bottom middle center corner side above below over under".split())
+NUMBER_WORDS = frozenset(("two", "three", "four"))
 MAX_KINDS = 3
 NAMES = NOUN_BY_NAME.keys() | BACKGROUND_BY_NAME.keys()
 
@@ -55,6 +66,12 @@ def check(prompt: str, num_references: int, learned: Iterable[str] = ()) -> None
             f"nano cannot colour {quoted(unpaintable)}",
             f"it colours {', '.join(noun.name for noun in PAINTABLE)}: {', '.join(COLORS)}",
         )
+    sizes = [word for word in words if word in SIZE_BY_WORD and word not in also]
+    if num_references and sizes and words[0] not in ADD_WORDS:
+        raise PromptError(
+            "nano changes no sizes in edits",
+            'it makes small things in new pictures, "a small fox", and adds them, "add a small fox on the left"',
+        )
     kinds = {NOUN_BY_NAME[name].code for name in known if name in NOUN_BY_NAME}
     if num_references == 0 and len(kinds) > MAX_KINDS:
         raise PromptError(
@@ -76,6 +93,18 @@ def _unpaintable(prompt: str) -> set[str]:
         if edits and len(names) > 1 and names[-2] in NOUN_BY_NAME and names[-1] in COLORS:
             found.add(names[-2])
     return found - things
+
+
+def places_said(names: Sequence[str]) -> set[str]:
+    """The words, of a prompt's `parts`, that say where its things stand. "Under the night sky" does not."""
+    return {
+        name for index, name in enumerate(names) if name in PLACE_WORDS and not _of_background(name, names[index + 1 :])
+    }
+
+
+def _of_background(name: str, following: Sequence[str]) -> bool:
+    """Whether this word is where things are before."""
+    return name in ("under", "over") and next((each for each in following if each in NAMES), "") in BACKGROUND_BY_NAME
 
 
 def words_of(prompt: str) -> list[str]:
@@ -111,7 +140,7 @@ def knowledge() -> str:
     backgrounds = ", ".join(background.name for background in BACKGROUNDS)
     return (
         f"it is a tiny model that knows {len(NOUNS)} things ({nouns}) and {len(BACKGROUNDS)} backgrounds "
-        f"({backgrounds}), and paints {len(PAINTABLE)} of the things {', '.join(COLORS)}; "
+        f"({backgrounds}), paints {len(PAINTABLE)} of the things {', '.join(COLORS)}, and makes all small; "
         "for everything else: kleinbild pull klein-4b"
     )
 

@@ -43,7 +43,8 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class MadeFile:
-    """One finished picture, encoded as asked for; `timings` are seconds by stage."""
+    """One finished picture, encoded as asked for; `timings` are seconds by stage. `revised_prompt`: what the model read in place
+    of the prompt, "" if that is what it read."""
 
     file: bytes
     seed: int
@@ -51,6 +52,7 @@ class MadeFile:
     fingerprint: str
     notes: tuple[str, ...] = ()
     tokens: Tokens = NO_TOKENS
+    revised_prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

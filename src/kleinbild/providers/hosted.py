@@ -106,13 +106,15 @@ class Call:
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """One picture as it was delivered: a file, checked to be a picture. `seed` is None where the service does not tell.
-    `timings` are seconds by stage, `tokens` those that the transformer saw and `fingerprint` the weights', where known."""
+    `timings` are seconds by stage, `tokens` those that the transformer saw and `fingerprint` the weights', where known;
+    `revised_prompt` is what was read in place of the prompt."""
 
     file: bytes
     seed: int | None = None
     timings: Mapping[str, float] = field(default_factory=lambda: NO_TIMINGS)
     fingerprint: str = ""
     tokens: Tokens = NO_TOKENS
+    revised_prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,15 @@ class LocalProvider:
             while True:
                 event = await events.get()
                 if isinstance(event, Done):
-                    return MadeFile(event.file, event.seed, event.timings, event.fingerprint, event.notes, event.tokens)
+                    return MadeFile(
+                        event.file,
+                        event.seed,
+                        event.timings,
+                        event.fingerprint,
+                        event.notes,
+                        event.tokens,
+                        event.revised_prompt,
+                    )
                 if isinstance(event, Failed):
                     raise error_of(event.kind, event.message, event.hint)
                 if isinstance(event, Queued):

@@ -42,7 +42,10 @@ class OnMachine:
         except (EngineError, ModelError) as error:
             raise ProviderError(error.message, cause="failed", acceptance="refused", detail=error.hint) from error
         notes = tuple(dict.fromkeys(note for each in made for note in each.notes))
-        files = tuple(Fetched(each.file, each.seed, each.timings, each.fingerprint, each.tokens) for each in made)
+        files = tuple(
+            Fetched(each.file, each.seed, each.timings, each.fingerprint, each.tokens, each.revised_prompt)
+            for each in made
+        )
         return Answer(files, notes=notes)
 
     async def collect(self, handle: Handle, call: Call, watcher: Watcher = ignore) -> Answer:

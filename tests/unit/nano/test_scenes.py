@@ -52,7 +52,7 @@ def test_training_never_shows_what_evaluation_asks_for() -> None:
 def test_every_task_is_drawn() -> None:
     tasks = [sample.task for sample in some(6000)]
     assert all(tasks.count(task) > 80 for task in set(tasks))
-    assert len(set(tasks)) == 15
+    assert len(set(tasks)) == 16
 
 
 def test_edits_change_only_what_they_say() -> None:
@@ -138,7 +138,7 @@ def test_what_is_left_open_is_taught_as_the_first_of_all_that_is_right() -> None
     for evaluation in (False, True):
         asked = [sample for sample in some(4000, evaluation=evaluation) if len(sample.right) > 1]
         bare = {"bare"} if evaluation else set()
-        assert {sample.task for sample in asked} == {"one", "colored", "two", "three", "count", "add"} | bare
+        assert {sample.task for sample in asked} == {"one", "colored", "sized", "two", "three", "count", "add"} | bare
         for sample in asked:
             assert sample.target == sample.right[0]
             assert len(set(sample.right)) == len(sample.right)

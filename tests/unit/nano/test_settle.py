@@ -24,6 +24,10 @@ SEEDS = range(40)
         ("a red car on red", "a red car on the right, red background"),
         ("a fox under the night sky", "a fox at the bottom, night sky background"),
         ("a fox on the left", "a fox on the left, forest background"),
+        ("a tiny fox on mint", "a tiny fox at the top, mint background"),
+        ("a green small car on mint", "a small green car in the middle, mint background"),
+        ("a small fox and a pizza on mint", "a small fox above a pizza, mint background"),
+        ("four little cats", "four little cats, sunset gradient background"),
         ("two cats", "two cats, sunset gradient background"),
         ("cats on the beach", "three cats, beach background"),
         ("green cars", "two green cars, desert background"),
@@ -45,6 +49,21 @@ def test_one_of_the_ways_to_settle(prompt: str, settled: str) -> None:
 )  # fmt: skip
 def test_what_is_said_or_not_understood_stays(prompt: str) -> None:
     assert {settle(prompt, seed) for seed in SEEDS} == {prompt}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settled"),
+    [
+        ("a Fox left of an owl on red", "a small Fox left of a small owl on red"),
+        ("pizza, fox, teal", "a small pizza above a small fox, teal background"),
+        ("two cats on mint", "two small cats on mint"),
+        ("a green  car left of a tiny owl on mint", "a small green  car left of a tiny owl on mint"),
+        ("a fox", "a fox in the middle, forest background"),
+        ("a zorp and a fox", "a zorp and a fox"),
+    ],
+)
+def test_several_things_are_small_where_there_is_no_room(prompt: str, settled: str) -> None:
+    assert settled in {settle(prompt, seed, narrow=True) for seed in SEEDS}
 
 
 def test_seeds_that_follow_each_other_differ() -> None:

@@ -66,3 +66,20 @@ def test_what_comes_in_its_own_colour_only(prompt: str) -> None:
 )
 def test_colours_of_things_and_of_backgrounds(prompt: str) -> None:
     words.check(prompt, 1)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "num_references"),
+    [("a small fox", 0), ("a tiny fox left of a pizza", 0), ("four little cats", 0), ("a SMALL green car on a beach", 0),
+     ("add a small fox on the left", 1)],
+)  # fmt: skip
+def test_small_things(prompt: str, num_references: int) -> None:
+    words.check(prompt, num_references)
+
+
+def test_sizes_that_it_does_not_make() -> None:
+    with pytest.raises(PromptError, match='does not know "big"'):
+        words.check("a big fox", 0)
+    with pytest.raises(PromptError, match="changes no sizes"):
+        words.check("make the fox small", 1)
+    words.check("make the fox small", 1, learned=["small"])

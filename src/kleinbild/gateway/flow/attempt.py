@@ -423,7 +423,7 @@ class Attempts:
             file, size = await _as_asked(each.file, work.output_format, work.compression)
             sha256 = await self._blobs.put(file, MEDIA_TYPES[work.output_format], self._kept_until())
             seed = each.seed if each.seed is not None else work.seed + call.first + index
-            kept.append(MadePicture(sha256, seed, size, len(file)))
+            kept.append(MadePicture(sha256, seed, size, len(file), each.revised_prompt))
         return tuple(kept)
 
 

@@ -2,7 +2,8 @@
 
 `code` is the sprite's name in the atlas (Unicode code points of the emoji). Sprites in `UNSEEN` never appear in any
 training picture; they measure whether copying from a reference works for things that have no name here.
-A thing of one colour can be had in others: `in_color` gives the noun whose code is that of the repainted sprite.
+A thing of one colour can be had in others: `in_color` gives the noun whose code is that of the repainted sprite, and `in_size` that
+of a smaller one.
 """
 
 from __future__ import annotations
@@ -249,6 +250,11 @@ SCENIC: tuple[str, ...] = tuple(background.name for background in BACKGROUNDS if
 COLORS: dict[str, int] = {"red": 356, "orange": 24, "yellow": 47, "green": 130, "blue": 215, "purple": 272, "pink": 328}
 """Colours that things can be had in, by hue in degrees."""
 
+SIZES: dict[str, tuple[str, ...]] = {"small": ("small", "little", "tiny")}
+"""Sizes that things can be had in beside the usual one, and the words for each."""
+
+SIZE_BY_WORD = {word: size for size, words in SIZES.items() for word in words}
+
 OWN_COLORS: dict[str, str] = {
     code: color
     for color, codes in {
@@ -311,6 +317,15 @@ def in_color(noun: Noun, color: str) -> Noun:
     code = noun.code if OWN_COLORS[noun.code] == color else f"{noun.code}@{color}"
     names, plurals = (tuple(f"{color} {name}" for name in each) for each in (noun.names, noun.plurals))
     return replace(noun, code=code, names=names, plurals=plurals)
+
+
+@cache
+def in_size(noun: Noun, size: str) -> Noun:
+    """The noun in a size of `SIZES`: "small fox", "tiny fox"."""
+    names, plurals = (
+        tuple(f"{word} {name}" for word in SIZES[size] for name in each) for each in (noun.names, noun.plurals)
+    )
+    return replace(noun, code=f"{noun.code}*{size}", names=names, plurals=plurals)
 
 
 PAINTABLE: tuple[Noun, ...] = tuple(noun for noun in NOUNS if noun.code in OWN_COLORS)

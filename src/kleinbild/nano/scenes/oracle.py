@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS
 from kleinbild.nano.scenes.render import TOKEN, Grid, Pixels, Placed, Scene, background_pixels, render
-from kleinbild.nano.scenes.sprites import painted, sprites
+from kleinbild.nano.scenes.sprites import painted, sprite, sprites
 
 LIKE_PSNR = 17.0  # dB in a box: below it even the right sprite is a smear
 CLEAN_PSNR = 16.0  # dB in the worst tile outside the boxes: half a cat that nobody asked for gives about 8
@@ -28,12 +28,13 @@ MIN_TILE_PIXELS = 64  # of 256: tiles that the boxes leave less of are not judge
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the oracle saw.
+    """What the oracle saw, compared with the scene `expected`.
 
     `box_psnr` is the mean in dB over the boxes; without boxes, over the whole picture. `kept_psnr` is that of what an edit
     was not asked to change, None where nothing was edited or all of it.
     """
 
+    expected: Scene
     objects_right: bool
     background_right: bool
     clean: bool
@@ -59,6 +60,7 @@ def judge(picture: Pixels, expected: Scene, look: Look | None = None, before: Sc
         outside[box_slices(item)] = False
     boxes = [psnr(picture[box_slices(item)], truth[box_slices(item)]) for item in expected.placed]
     return Verdict(
+        expected=expected,
         objects_right=all(each >= LIKE_PSNR for each in boxes)
         and all(
             nearest_sprite(picture, expected, index, look) == item.code for index, item in enumerate(expected.placed)
@@ -68,6 +70,13 @@ def judge(picture: Pixels, expected: Scene, look: Look | None = None, before: Sc
         box_psnr=float(np.mean(boxes)) if boxes else psnr(picture, truth),
         kept_psnr=None if before is None else _kept_psnr(picture, truth, expected, before),
     )
+
+
+def judge_any(
+    picture: Pixels, right: Iterable[Scene], look: Look | None = None, before: Scene | None = None
+) -> Verdict:
+    """As `judge`, with that of the scenes which would all be right that the picture is nearest to."""
+    return judge(picture, nearest_scene(picture, right, look), look, before)
 
 
 def _kept_psnr(picture: Pixels, truth: Pixels, expected: Scene, before: Scene) -> float | None:
@@ -93,7 +102,7 @@ def nearest_sprite(picture: Pixels, expected: Scene, index: int, look: Look | No
     """The code of the sprite that the box of the scene's thing `index` shows where no other covers it, None for nothing."""
     box = box_slices(expected.placed[index])
     seen = picture[box].astype(np.float32).reshape(-1)
-    codes, colors, alphas = _sprite_table()
+    codes, colors, alphas = _sprite_table(expected.placed[index].code.partition("*")[2])
     empty = render(Scene(expected.background, expected.placed[:index], expected.grid))
     ground = empty[box].astype(np.float32).reshape(-1)
     drawn = ground + (colors - ground) * alphas
@@ -159,9 +168,9 @@ def box_slices(item: Placed) -> tuple[slice, slice]:
 
 
 @cache
-def _sprite_table() -> tuple[list[str], NDArray[np.float32], NDArray[np.float32]]:
-    """Every sprite's (also every repainted one's) code, flat colours and flat alphas."""
-    everything = {**sprites(), **painted()}
-    tiles = np.stack(list(everything.values())).astype(np.float32)
+def _sprite_table(size: str) -> tuple[list[str], NDArray[np.float32], NDArray[np.float32]]:
+    """Every sprite's (also every repainted one's) code in this size ("" for the usual one), flat colours and flat alphas."""
+    codes = [f"{code}*{size}" if size else code for code in (*sprites(), *painted())]
+    tiles = np.stack([sprite(code) for code in codes]).astype(np.float32)
     alphas = np.repeat(tiles[..., 3:] / 255.0, 3, axis=3)
-    return list(everything), tiles[..., :3].reshape(len(tiles), -1), alphas.reshape(len(tiles), -1)
+    return codes, tiles[..., :3].reshape(len(tiles), -1), alphas.reshape(len(tiles), -1)

@@ -1,7 +1,8 @@
 """Draws a scene: the background, then each sprite in its cell. Pictures are (H, W, 3) uint8 arrays.
 
 The lattice is the tokens': a picture is 8x8 tokens of 16 px (or as its `Grid` says), a sprite's cell 4x4 tokens, and a cell
-starts on a token. So a sprite always meets the token grid the same way, and a small model can know it by heart.
+starts on a token. So a sprite always meets the token grid the same way, and a small model can know it by heart. A small
+sprite stands in the middle of its cell.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from numpy.typing import NDArray
 from PIL import ImageColor
 
 from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME
-from kleinbild.nano.scenes.sprites import SPRITE_SIDE, sprite
+from kleinbild.nano.scenes.sprites import side, sprite
 
 SIDE = 128
 TOKEN = 16
 CELL = 4 * TOKEN
-MARGIN = (CELL - SPRITE_SIDE) // 2
 
 Pixels = NDArray[np.uint8]
 Grid = tuple[int, int]
@@ -40,8 +40,10 @@ class Placed:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """The sprite's pixels as (left, top, right, bottom)."""
-        left, top = self.column * TOKEN + MARGIN, self.row * TOKEN + MARGIN
-        return left, top, left + SPRITE_SIDE, top + SPRITE_SIDE
+        across = side(self.code)
+        margin = (CELL - across) // 2
+        left, top = self.column * TOKEN + margin, self.row * TOKEN + margin
+        return left, top, left + across, top + across
 
 
 @dataclass(frozen=True, slots=True)

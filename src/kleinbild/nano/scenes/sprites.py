@@ -16,6 +16,7 @@ from PIL import Image
 from kleinbild.nano.scenes.lexicon import COLORS, OWN_COLORS
 
 SPRITE_SIDE = 56
+SIDES = {"small": 28}  # of sprites in another size than the atlas has
 ATLAS_COLUMNS = 20
 VIVID = 0.25  # saturation from which a pixel has a colour to change
 SPAN = 42  # degrees of hue around the main one that are repainted
@@ -51,8 +52,25 @@ def painted() -> dict[str, NDArray[np.uint8]]:
 
 
 def sprite(code: str) -> NDArray[np.uint8]:
-    """A sprite of the atlas, or a repainted one."""
+    """A sprite of the atlas, or a repainted one (`CODE@COLOR`), or one of these in another size (`...*SIZE`)."""
+    code, _, size = code.partition("*")
+    if size:
+        return resized(code, size)
     return painted()[code] if "@" in code else sprites()[code]
+
+
+def side(code: str) -> int:
+    """The width and height of a sprite in pixels."""
+    return SIDES.get(code.partition("*")[2], SPRITE_SIDE)
+
+
+@cache
+def resized(code: str, size: str) -> NDArray[np.uint8]:
+    """A sprite in a size of `SIDES`. Do not write into the array."""
+    picture = Image.fromarray(sprite(code)).convert("RGBa").resize((SIDES[size],) * 2, Image.Resampling.LANCZOS)
+    tile = np.asarray(picture.convert("RGBA"))
+    tile.flags.writeable = False
+    return tile
 
 
 def repaint(tile: NDArray[np.uint8], hue: int, saturation_left: float = 1.0) -> NDArray[np.uint8]:

@@ -16,12 +16,12 @@ from random import Random
 from typing import Literal
 
 from kleinbild.nano.scenes import phrases
-from kleinbild.nano.scenes.lexicon import BACKGROUNDS, COLORS, NOUNS, PAINTABLE, SCENIC, Noun, in_color
+from kleinbild.nano.scenes.lexicon import BACKGROUNDS, COLORS, NOUNS, PAINTABLE, SCENIC, Noun, in_color, in_size
 from kleinbild.nano.scenes.phrases import CENTER, CORNERS, Place
 from kleinbild.nano.scenes.render import CELL, NATIVE, TOKEN, Grid, Placed, Scene
 
 Task = Literal[
-    "one", "colored", "two", "three", "count", "bare",
+    "one", "colored", "sized", "two", "three", "count", "bare",
     "background", "remove", "add", "replace", "move", "recolor", "vary",
     "object on background", "object into scene", "both objects",
 ]  # fmt: skip
@@ -36,7 +36,7 @@ COUNTS: dict[int, tuple[tuple[Place, ...], ...]] = {2: PAIRS, 3: (PEAK, DIP), 4:
 OPEN_PLACES: tuple[Place, ...] = (CENTER, *ROW, *COLUMN)  # where one thing may be if nothing is said
 SINGLES: tuple[Place, ...] = (*OPEN_PLACES, *CORNERS)
 WIDE, TALL, SMALL = (8, 12), (12, 8), (6, 6)
-GRIDS: tuple[Grid, ...] = (NATIVE,) * 7 + (WIDE, TALL, SMALL)  # of training pictures, as often as they stand here
+GRIDS: tuple[Grid, ...] = (NATIVE,) * 6 + (WIDE, TALL, SMALL)  # of training pictures, as often as they stand here
 HELD_OUT_SHARE = 10  # one combination in ten
 
 
@@ -335,6 +335,39 @@ def color_group(draw: Draw) -> Iterator[Sample]:
     yield Sample("recolor", partial(phrases.recolor, noun, other_color), here, (there,))
 
 
+def size_group(draw: Draw) -> Iterator[Sample]:
+    """A small thing alone, beside another, several of it, and added."""
+    random = draw.random
+    noun, ground = draw.noun_on_background()
+    if noun in PAINTABLE:
+        noun = in_color(noun, random.choice(tuple(COLORS)))
+    grid, place = draw.grid(several=False), random.choice(SINGLES)
+    small, rival = in_size(noun, "small"), random.choice(draw.vocabulary)
+    if grid == SMALL or random.random() < 0.4:
+        rival = in_size(rival, "small")
+    if not draw.evaluation and (held_out(small.code, ground) or held_out(small.code, rival.code)):
+        return
+
+    def shown(*placed: tuple[Noun, Place]) -> Scene:
+        return scene(ground, *((thing.code, at) for thing, at in placed), grid=grid)
+
+    def alone(at: Place) -> Scene:
+        return shown((small, at))
+
+    yield Sample("sized", partial(phrases.one_object, small, place, ground), alone(place))
+    yield Sample("sized", partial(phrases.one_object, small, CENTER, ground), alone(CENTER))
+    yield opened("sized", partial(phrases.one_somewhere, small, ground), map(alone, OPEN_PLACES))
+    yield Sample("add", partial(phrases.add, small, place), alone(place), (shown(),))
+    count = random.choice(tuple(COUNTS))
+    counted = (shown(*((small, at) for at in places)) for places in COUNTS[count])
+    yield opened("count", partial(phrases.several, small, count, ground), counted)
+    first, second = random.choice(PAIRS)
+    at, beside = (first, second) if random.random() < 0.5 else (second, first)
+    ordered = (small, rival) if at == first else (rival, small)
+    two = partial(phrases.two_objects, *ordered, first[0] == second[0], ground)
+    yield Sample("sized", two, shown((small, at), (rival, beside)))
+
+
 def swap_group(draw: Draw) -> Iterator[Sample]:
     """The object of image 1 on the background of image 2; both pictures show an object of their own."""
     a, b, ground, other = draw.objects_on_backgrounds()
@@ -379,17 +412,18 @@ def both_group(draw: Draw) -> Iterator[Sample]:
 
 
 GROUPS: tuple[tuple[float, Callable[[Draw], Iterator[Sample]]], ...] = (
-    (0.24, pair_group),
-    (0.18, single_group),
-    (0.10, count_group),
-    (0.10, trio_group),
-    (0.14, color_group),
-    (0.09, swap_group),
-    (0.12, insert_group),
-    (0.09, both_group),
+    (0.22, pair_group),
+    (0.17, single_group),
+    (0.09, count_group),
+    (0.08, trio_group),
+    (0.09, color_group),
+    (0.12, size_group),
+    (0.07, swap_group),
+    (0.08, insert_group),
+    (0.08, both_group),
 )
 
-FOR_SMALL = (single_group, color_group)  # what there is room for in a small picture
+FOR_SMALL = (single_group, color_group, size_group)  # what there is room for in a small picture
 
 
 def samples(draw: Draw) -> Iterator[Sample]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from kleinbild.model.autoencoder import AttnBlock, Autoencoder, Downsample, ResnetBlock, Upsample
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS, UNSEEN
 from kleinbild.nano.scenes.render import CELL, SIDE, background_pixels, composite
-from kleinbild.nano.scenes.sprites import SPRITE_SIDE, sprites
+from kleinbild.nano.scenes.sprites import sprite, sprites
 from kleinbild.nano.specs import NANO
 from kleinbild.train.attention import leave_out_cudnn
 from kleinbild.train.checkpoint import load_state, save_state
@@ -33,6 +33,7 @@ from kleinbild.train.muon import Muon
 from kleinbild.train.nano.pool import to_tensor
 from kleinbild.train.nano.precision import mixed
 
+SMALL_SHARE = 0.2  # of the sprites in training pictures that are small
 CROP_SHARE = 0.45  # of the time spent on crops
 CROP, CROP_BATCH, WHOLE_BATCH = 64, 32, 10
 KL_WEIGHT = 4e-4
@@ -87,13 +88,16 @@ def _random_scene(generator: np.random.Generator, codes: list[str]) -> NDArray[n
     if free and generator.random() < 0.4:
         picture[:] = generator.integers(0, 256, 3)
     for _ in range(generator.integers(1, 5)):
-        sprite = sprites()[codes[generator.integers(len(codes))]]
+        code = codes[generator.integers(len(codes))]
+        if generator.random() < SMALL_SHARE:
+            code += "*small"
+        tile = sprite(code)
         if free:
-            left, top = generator.integers(-8, SIDE - SPRITE_SIDE + 8, 2)
-            sprite = sprite[:, ::-1] if generator.random() < 0.5 else sprite
+            left, top = generator.integers(-8, SIDE - len(tile) + 8, 2)
+            tile = tile[:, ::-1] if generator.random() < 0.5 else tile
         else:
-            left, top = generator.integers(0, (SIDE - CELL) // 16 + 1, 2) * 16 + (CELL - SPRITE_SIDE) // 2
-        composite(picture, sprite, int(left), int(top))
+            left, top = generator.integers(0, (SIDE - CELL) // 16 + 1, 2) * 16 + (CELL - len(tile)) // 2
+        composite(picture, tile, int(left), int(top))
     return picture.round().astype(np.uint8)
 
 

@@ -52,9 +52,8 @@ def export(run: Path, out: Path) -> list[Path]:
             f"{run / 'student.pt'}: its base was another than flow.pt; run python -m kleinbild.train.nano.distill, or remove it"
         )
     out.mkdir(parents=True, exist_ok=True)
-    autoencoder = load_file(run / "autoencoder.safetensors")
-    if decoder := load_state(run / "decoder.pt"):
-        autoencoder |= {f"decoder.{name}": tensor for name, tensor in decoder["decoder"].items()}
+    finished = load_state(run / "finish.pt")
+    autoencoder = finished["autoencoder"] if finished else load_file(run / "autoencoder.safetensors")
     files = {
         "nano-base.safetensors": part(base["average"], "transformer."),
         "text_encoder.safetensors": part(base["average"], "text_encoder."),

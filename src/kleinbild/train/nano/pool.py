@@ -25,7 +25,7 @@ from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.nano.scenes.lexicon import NOUNS, UNSEEN
 from kleinbild.nano.scenes.phrases import CENTER
-from kleinbild.nano.scenes.render import CELL, NATIVE, TOKEN, Grid, Placed, Scene, render
+from kleinbild.nano.scenes.render import NATIVE, TOKEN, Grid, Placed, Scene, render
 from kleinbild.nano.scenes.sprites import sprites
 from kleinbild.nano.scenes.tasks import GRIDS, Draw, Sample, Task, samples, scene
 from kleinbild.train.checkpoint import load_state, save_state
@@ -189,6 +189,6 @@ def weights_of(target: Scene, references: tuple[Scene, ...]) -> Tensor:
 
 
 def cell(item: Placed) -> tuple[slice, slice]:
-    """The tokens of a thing's cell: rows and columns."""
-    span = CELL // TOKEN
-    return slice(item.row, item.row + span), slice(item.column, item.column + span)
+    """The tokens that a thing stands on: rows and columns."""
+    left, top, right, bottom = item.box
+    return slice(top // TOKEN, -(-bottom // TOKEN)), slice(left // TOKEN, -(-right // TOKEN))

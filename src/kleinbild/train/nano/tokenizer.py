@@ -16,7 +16,7 @@ from random import Random
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, COLORS, NOUN_BY_NAME, Noun
+from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, COLORS, NOUN_BY_NAME, SIZE_BY_WORD, Noun
 from kleinbild.nano.scenes.sprites import sprites
 from kleinbild.nano.scenes.tasks import Draw, samples
 from kleinbild.nano.specs import NANO
@@ -53,7 +53,9 @@ def normalizer() -> normalizers.Normalizer:
     """
     things = "|".join(sorted(NOUN_BY_NAME))
     beginnings = defaultdict(list)  # by their first letter: a pattern that matches no letter at all stops the library
-    for name in (*sorted(NOUN_BY_NAME), *(f"{color} (?:{things})" for color in COLORS)):
+    in_colors = (f"{color} (?:{things})" for color in COLORS)
+    in_sizes = (f"{word} (?:(?:{'|'.join(COLORS)}) )?(?:{things})" for word in SIZE_BY_WORD)
+    for name in (*sorted(NOUN_BY_NAME), *in_colors, *in_sizes):
         beginnings[name[0]].append(name[1:])
     return normalizers.Sequence(
         [
@@ -66,13 +68,14 @@ def normalizer() -> normalizers.Normalizer:
 
 def take_up_tokenizer(folder: Path, out: Path, nouns: Sequence[Noun] = ()) -> dict[int, list[int]]:
     """The tokenizer of trained weights, for the world as it is now: what it read it reads as before, and the words of
-    `nouns`, which it would cut into many pieces, whole. Returns the ids of those pieces by the new word's id.
+    `nouns` and the sizes, which it would cut into many pieces, whole. Returns the ids of those pieces by the new word's id.
     """
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.normalizer = normalizer()
     others = [*BACKGROUND_BY_NAME, *(name for name, noun in NOUN_BY_NAME.items() if noun not in nouns)]
     known = {word for name in others for word in _words(name)}
-    words = dict.fromkeys(word for noun in nouns for name in (*noun.names, *noun.plurals) for word in _words(name))
+    new = [name for noun in nouns for name in (*noun.names, *noun.plurals)]
+    words = dict.fromkeys(word for name in (*new, *SIZE_BY_WORD) for word in _words(name))
     vocabulary = tokenizer.get_vocab()
     cut = {word: [token.id for token in tokenizer.model.tokenize(word)] for word in words if word not in known}
     pieces = {word: ids for word, ids in cut.items() if len(ids) > 1}

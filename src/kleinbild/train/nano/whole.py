@@ -1,4 +1,4 @@
-"""nano from nothing, by one command: autoencoder, base, student, the decoder for it, and the files that the engine loads.
+"""nano from nothing, by one command: autoencoder, base, student, the autoencoder again, and the files that the engine loads.
 
 Every stage goes on from its checkpoint, and what is done is not done again: a run that was stopped anywhere is taken up by
 the same command. The same seed on the same machine, run without a stop, gives the same weights.
@@ -11,18 +11,18 @@ from pathlib import Path
 
 import torch
 
-from kleinbild.train.nano import autoencoder, decoder, distill, flow
+from kleinbild.train.nano import autoencoder, distill, finish, flow
 from kleinbild.train.nano.export import export
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long each stage takes: minutes of the autoencoder, steps of base and decoder, updates of the student."""
+    """How long each stage takes: minutes of the autoencoder, steps of the base and of the last stage, updates of the student."""
 
     minutes: float = 40
     steps: int = 20_000
     updates: int = 550
-    decoder_steps: int = 2000
+    finish_steps: int = 2000
     num_scenes: int = flow.NUM_SCENES
     seed: int = 0
 
@@ -34,5 +34,5 @@ def train_all(out: Path, plan: Plan, device: torch.device, *, compiled: bool = F
         autoencoder.train(out, plan.minutes, plan.seed, device.type)
     flow.train(out, plan.steps, plan.seed, device, plan.num_scenes, compiled=compiled)
     distill.train(out, plan.updates, plan.seed, device, plan.num_scenes)
-    decoder.train(out, plan.decoder_steps, plan.seed, device, plan.num_scenes)
+    finish.train(out, plan.finish_steps, plan.seed, device, plan.num_scenes)
     return export(out, out / "weights")

@@ -1,8 +1,8 @@
-"""Trains nano's decoder on: `python -m kleinbild.train.nano.decoder --steps 2000`, the last stage.
+"""Trains nano's autoencoder on: `python -m kleinbild.train.nano.finish --steps 2000`, the last stage.
 
-The autoencoder's decoder has only ever seen what its encoder makes of pictures. Here it also sees what it is given in use,
-the student's latents, beside the picture that was asked for, and textures (`textures.py`), which people's own pictures have
-and the world has not. The encoder stays, so latents mean what they meant and nothing else has to learn.
+The decoder has only ever seen what the encoder makes of the world's pictures. Here it also sees what it is given in use,
+the student's latents, beside the picture that was asked for; and both see textures (`textures.py`), which people's own
+pictures have and the world has not. Latents of the world's pictures are held where they were, so nothing else has to learn.
 
 Stops and resumes at any step; the random streams are seeded by (seed, step). Shape suffixes: B samples, N image tokens,
 C latent channels, D packed channels (= C), H W pixels, r c tokens.
@@ -11,6 +11,7 @@ C latent channels, D packed channels (= C), H W pixels, r c tokens.
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from random import Random
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kleinbild.model.autoencoder import Autoencoder
@@ -35,7 +37,8 @@ from kleinbild.train.nano.textures import random_texture
 
 NUM_OWN = 3000  # the student's pictures that a run learns from
 LEFT_OUT = 0.1  # of them: those furthest from what was asked, at times another thing altogether
-OWN, SCENES, TEXTURES = 5, 3, 2  # pictures in a step
+OWN, SCENES, TEXTURES = 4, 3, 4  # pictures in a step
+ANCHOR_WEIGHT = 10.0  # of the squared distance that latents of the world have moved, in their spreads
 MUON_RATE, ADAM_RATE, WARMUP_STEPS = 0.005, 7e-4, 40
 
 
@@ -55,7 +58,7 @@ def own_latents(
     flow: Flow, pool: Pool, tokenizer: PromptTokenizer, count: int, seed: int
 ) -> tuple[list[Scene], Tensor]:
     """What was asked of the student, native pictures, and the latents (S, N, C) that it made, bfloat16; without the worst."""
-    random = Random(f"decoder-{seed}")
+    random = Random(f"finish-{seed}")
     scenes: list[Scene] = []
     latents: list[Tensor] = []
     errors: list[Tensor] = []
@@ -73,20 +76,25 @@ def own_latents(
     return [scenes[index] for index in best], torch.cat(latents)[best]
 
 
-def next_pictures(
-    autoencoder: Autoencoder, scenes: list[Scene], latents_SNC: Tensor, seed: int, step: int
-) -> tuple[Tensor, Tensor]:
-    """Latents (B, D, r, c) of a step and the pictures (B, 3, H, W) that they are to become."""
+def step_loss(
+    autoencoder: Autoencoder, before: Autoencoder, scenes: list[Scene], latents_SNC: Tensor, seed: int, step: int
+) -> Tensor:
+    """How far the student's pictures and those that are encoded come out from what they should be, and how far latents of
+    the world have moved from what they were `before`."""
     generator = np.random.default_rng((seed, 5, step))
     device = latents_SNC.device
     own = generator.integers(len(scenes), size=OWN)
-    wanted = to_tensor(np.stack([render(scenes[index]) for index in own]))
+    wanted = to_tensor(np.stack([render(scenes[index]) for index in own])).to(device)
     textures = np.stack([random_texture(generator, SIDE) for _ in range(TEXTURES)])
-    others = torch.cat((random_scenes(generator, SCENES, SIDE), to_tensor(textures)))
-    with torch.no_grad(), mixed(device):
-        encoded_BDrc = autoencoder.encode(others.to(device)).float()
+    others = torch.cat((random_scenes(generator, SCENES, SIDE), to_tensor(textures))).to(device)
     made_BDrc = latents_SNC[own].float().mT.unflatten(2, NATIVE)
-    return torch.cat((made_BDrc, encoded_BDrc)), torch.cat((wanted, others)).to(device)
+    with mixed(device):
+        with torch.no_grad():
+            anchors_BDrc = before.encode(others[:SCENES]).float()
+        encoded_BDrc = autoencoder.encode(others).float()
+        out_BCHW = autoencoder.decode(torch.cat((made_BDrc, encoded_BDrc)))
+    moved = F.mse_loss(encoded_BDrc[:SCENES], anchors_BDrc)
+    return picture_loss(out_BCHW.float(), torch.cat((wanted, others))) + ANCHOR_WEIGHT * moved
 
 
 def rate_factor(step: int, num_steps: int) -> float:
@@ -97,17 +105,17 @@ def rate_factor(step: int, num_steps: int) -> float:
 def train(
     out: Path, num_steps: int, seed: int, device: torch.device, num_scenes: int = NUM_SCENES, num_new: int = 0
 ) -> None:
-    autoencoder = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
-    decoder = autoencoder.decoder.requires_grad_(True)
-    optimizers = optimizers_of(decoder, muon_rate=MUON_RATE, adam_rate=ADAM_RATE)
+    before = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
+    autoencoder = copy.deepcopy(before)
+    optimizers = optimizers_of(autoencoder.requires_grad_(True), muon_rate=MUON_RATE, adam_rate=ADAM_RATE)
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     student = load_state(out / "student.pt")
     if student is None:
         raise SystemExit(f"{out / 'student.pt'}: no student; run python -m kleinbild.train.nano.distill first")
     stage = {"base_step": student["base_step"], "updates": student["step"]}
     step = 0
-    if (state := load_state(out / "decoder.pt")) and state["stage"] == stage:
-        decoder.load_state_dict(state["decoder"])
+    if (state := load_state(out / "finish.pt")) and state["stage"] == stage:
+        autoencoder.load_state_dict(state["autoencoder"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         step = state["step"]
@@ -115,7 +123,7 @@ def train(
         return
     flow = Flow(NANO)
     flow.load_state_dict(student["average"])
-    pool = next(pools(autoencoder, seed, stage["base_step"], device, num_scenes, out / "pool.pt", num_new))
+    pool = next(pools(before, seed, stage["base_step"], device, num_scenes, out / "pool.pt", num_new))
     tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
     scenes, latents_SNC = own_latents(flow.to(device).eval(), pool, tokenizer, NUM_OWN, seed)
     started = saved_at = time.monotonic()
@@ -125,10 +133,7 @@ def train(
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.zero_grad()
-        latents_BDrc, wanted_BCHW = next_pictures(autoencoder, scenes, latents_SNC, seed, step)
-        with mixed(device):
-            out_BCHW = autoencoder.decode(latents_BDrc)
-        loss = picture_loss(out_BCHW.float(), wanted_BCHW)
+        loss = step_loss(autoencoder, before, scenes, latents_SNC, seed, step)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
@@ -136,14 +141,14 @@ def train(
         losses.append(loss.item())
         if step % 100 == 0:
             seconds = time.monotonic() - started
-            print(f"decoder step {step} {seconds:.0f}s loss {sum(losses) / len(losses):.4f}", flush=True)
+            print(f"finish step {step} {seconds:.0f}s loss {sum(losses) / len(losses):.4f}", flush=True)
             losses.clear()
         if time.monotonic() - saved_at > SECONDS_A_CHECKPOINT or step == num_steps:
             saved_at = time.monotonic()
             save_state(
-                out / "decoder.pt",
+                out / "finish.pt",
                 {
-                    "decoder": decoder.state_dict(),
+                    "autoencoder": autoencoder.state_dict(),
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "step": step,
                     "stage": stage,
