@@ -52,13 +52,13 @@ def framed(nano: Engine, size: tuple[int, int]) -> Frame:
 def test_a_picture_through_frame_and_autoencoder_is_where_it_was(
     nano: Engine, fox: Image.Image, size: tuple[int, int]
 ) -> None:
-    """An edit that changes nothing at all."""
+    """An edit that changes nothing at all: in pixels of what was made, a tenth at most."""
     image = fox.resize(size, Image.Resampling.LANCZOS)
     frame = framed(nano, size)
     latent = encode_picture(nano.model, frame.into(image))
     back = frame.out_of(to_image(nano.model.autoencoder.decode(latent)))
     assert back.size == size
-    assert shift(image, back) <= 0.2
+    assert shift(image, back) * frame.content.width / size[0] <= 0.1
 
 
 @pytest.mark.parametrize("size", [(128, 128), (121, 117), (127, 113), (128, 115)])
