@@ -60,7 +60,7 @@ def errors(engine: Engine, goal: Goal, count: int) -> dict[str, float]:
     """Shares of edits that are all right, exact and cached, and how far cached ones are from exact ones in dB."""
     right, distances = [], []
     for index, sample in enumerate(islice(held_out_samples(goal), count)):
-        request = asked(engine.name, sample, drawn(goal, index))
+        request = asked(engine, sample, drawn(goal, index))
         made = engine.generate_all([request, replace(request, cache_references=True)])
         exact, cached = (np.asarray(picture.pil) for picture in made)
         right.append([judge_any(picture, sample.right).all_right for picture in (exact, cached)])

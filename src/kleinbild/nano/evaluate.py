@@ -133,20 +133,22 @@ def held_out_samples(goal: Goal) -> Iterator[Sample]:
 
 def attempt(engine: Engine, sample: Sample, random: Random, adapters: tuple[AdapterUse, ...] = ()) -> Trial:
     """Asks the engine for one sample, with `adapters`, and judges what comes."""
-    request = replace(asked(engine.name, sample, random), adapters=adapters)
+    request = replace(asked(engine, sample, random), adapters=adapters)
     picture = engine.generate(request).pil
     pixels = np.asarray(picture)
     before = sample.references[-1] if sample.references else None
     return Trial(sample, request.prompt, picture, judge_any(pixels, sample.right, before=before))
 
 
-def asked(model: str, sample: Sample, random: Random) -> PictureRequest:
-    """The request for one sample, in one of its wordings."""
-    prompt = sample.wording(random)
+def asked(engine: Engine, sample: Sample, random: Random) -> PictureRequest:
+    """The request for one sample, in one of its wordings; one that is longer than the model reads is drawn again."""
+    tokenizer = engine.model.tokenizer
+    while tokenizer.count(prompt := sample.wording(random)) > tokenizer.max_tokens:
+        pass
     references = tuple(encoded(scene) for scene in sample.references)
     height, width = (tokens * TOKEN for tokens in sample.target.grid)
     size = Size(width, height)
-    return PictureRequest(prompt, model=model, size=size, seed=random.getrandbits(32), references=references)
+    return PictureRequest(prompt, model=engine.name, size=size, seed=random.getrandbits(32), references=references)
 
 
 def drawn(goal: Goal, index: int) -> Random:
