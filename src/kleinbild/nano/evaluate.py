@@ -23,7 +23,7 @@ from kleinbild.core.sizes import Size
 from kleinbild.nano.scenes.lexicon import NOUNS, UNSEEN
 from kleinbild.nano.scenes.oracle import Verdict, judge_any
 from kleinbild.nano.scenes.render import NATIVE, TOKEN, Grid, Scene, render
-from kleinbild.nano.scenes.tasks import SMALL, TALL, WIDE, Draw, Sample, Task, is_held_out, samples
+from kleinbild.nano.scenes.tasks import SMALL, TALL, WIDE, Draw, Sample, Task, is_held_out, readable, samples
 
 if TYPE_CHECKING:
     from kleinbild.engine.runtime import Engine
@@ -141,10 +141,9 @@ def attempt(engine: Engine, sample: Sample, random: Random, adapters: tuple[Adap
 
 
 def asked(engine: Engine, sample: Sample, random: Random) -> PictureRequest:
-    """The request for one sample, in one of its wordings; one that is longer than the model reads is drawn again."""
+    """The request for one sample, in one of its wordings."""
     tokenizer = engine.model.tokenizer
-    while tokenizer.count(prompt := sample.wording(random)) > tokenizer.max_tokens:
-        pass
+    prompt = readable(sample, random, tokenizer.count, tokenizer.max_tokens)
     references = tuple(encoded(scene) for scene in sample.references)
     height, width = (tokens * TOKEN for tokens in sample.target.grid)
     size = Size(width, height)

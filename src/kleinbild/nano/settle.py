@@ -23,8 +23,10 @@ from kleinbild.nano.scenes.lexicon import (
     Noun,
 )
 from kleinbild.nano.scenes.tasks import OPEN_PLACES
-from kleinbild.nano.words import EDIT_WORDS, NAMES, NUMBER_WORDS, parts, places_said, sort_words, words_of
+from kleinbild.nano.words import EDIT_WORDS, NAMES, parts, sort_words, words_of
 
+NUMBERS = frozenset(phrases.NUMBERS.values())
+PLACES = frozenset("left right top bottom middle center corner side above below over under".split())
 BESIDE = frozenset(("next", "beside"))
 NUM_BACKGROUNDS = 4  # that a prompt without one may get: the thing's home and three others
 
@@ -97,7 +99,7 @@ def understand(prompt: str) -> Understood | None:
             size = color = ""
         elif name in BACKGROUND_BY_NAME:
             grounds.append(name)
-    numbers = NUMBER_WORDS.intersection(names)
+    numbers = NUMBERS.intersection(names)
     several = bool(numbers) or any(map(_is_plural, names))
     if not 1 <= len(things) <= 3 or len(grounds) > 1 or (several and len(things) > 1):
         return None
@@ -107,9 +109,19 @@ def understand(prompt: str) -> Understood | None:
         grounds[0] if grounds else "",
         several,
         bool(numbers),
-        bool(places_said(names)),
+        _says_where(names),
         not BESIDE.isdisjoint(names),
     )
+
+
+def _says_where(names: list[str]) -> bool:
+    """Whether a word says where things stand. "Under the night sky" does not."""
+    return any(name in PLACES and not _of_background(name, names[index + 1 :]) for index, name in enumerate(names))
+
+
+def _of_background(name: str, following: list[str]) -> bool:
+    """Whether this word is where things are before."""
+    return name in ("under", "over") and next((each for each in following if each in NAMES), "") in BACKGROUND_BY_NAME
 
 
 def _is_plural(name: str) -> bool:

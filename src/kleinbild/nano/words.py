@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 
@@ -35,8 +35,6 @@ EDIT_WORDS = frozenset(
     colour both""".split()
 )
 ADD_WORDS = frozenset(("add", "put", "place"))
-PLACE_WORDS = frozenset("left right top bottom middle center corner side above below over under".split())
-NUMBER_WORDS = frozenset(("two", "three", "four"))
 MAX_KINDS = 3
 NAMES = NOUN_BY_NAME.keys() | BACKGROUND_BY_NAME.keys()
 
@@ -93,18 +91,6 @@ def _unpaintable(prompt: str) -> set[str]:
         if edits and len(names) > 1 and names[-2] in NOUN_BY_NAME and names[-1] in COLORS:
             found.add(names[-2])
     return found - things
-
-
-def places_said(names: Sequence[str]) -> set[str]:
-    """The words, of a prompt's `parts`, that say where its things stand. "Under the night sky" does not."""
-    return {
-        name for index, name in enumerate(names) if name in PLACE_WORDS and not _of_background(name, names[index + 1 :])
-    }
-
-
-def _of_background(name: str, following: Sequence[str]) -> bool:
-    """Whether this word is where things are before."""
-    return name in ("under", "over") and next((each for each in following if each in NAMES), "") in BACKGROUND_BY_NAME
 
 
 def words_of(prompt: str) -> list[str]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS
 from kleinbild.nano.scenes.render import TOKEN, Grid, Pixels, Placed, Scene, background_pixels, render
-from kleinbild.nano.scenes.sprites import painted, sprite, sprites
+from kleinbild.nano.scenes.sprites import painted, size_of, sprite, sprites
 
 LIKE_PSNR = 17.0  # dB in a box: below it even the right sprite is a smear
 CLEAN_PSNR = 16.0  # dB in the worst tile outside the boxes: half a cat that nobody asked for gives about 8
@@ -102,7 +102,7 @@ def nearest_sprite(picture: Pixels, expected: Scene, index: int, look: Look | No
     """The code of the sprite that the box of the scene's thing `index` shows where no other covers it, None for nothing."""
     box = box_slices(expected.placed[index])
     seen = picture[box].astype(np.float32).reshape(-1)
-    codes, colors, alphas = _sprite_table(expected.placed[index].code.partition("*")[2])
+    codes, colors, alphas = _sprite_table(size_of(expected.placed[index].code))
     empty = render(Scene(expected.background, expected.placed[:index], expected.grid))
     ground = empty[box].astype(np.float32).reshape(-1)
     drawn = ground + (colors - ground) * alphas

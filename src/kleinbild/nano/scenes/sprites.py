@@ -59,9 +59,14 @@ def sprite(code: str) -> NDArray[np.uint8]:
     return painted()[code] if "@" in code else sprites()[code]
 
 
+def size_of(code: str) -> str:
+    """The size that a code asks for, of `SIDES`; "" for the usual one."""
+    return code.partition("*")[2]
+
+
 def side(code: str) -> int:
     """The width and height of a sprite in pixels."""
-    return SIDES.get(code.partition("*")[2], SPRITE_SIDE)
+    return SIDES.get(size_of(code), SPRITE_SIDE)
 
 
 @cache

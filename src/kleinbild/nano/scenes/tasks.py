@@ -58,6 +58,13 @@ class Sample:
             object.__setattr__(self, "right", (self.target,))
 
 
+def readable(sample: Sample, random: Random, count: Callable[[str], int], most: int) -> str:
+    """One of its wordings; one in a hundred thousand is longer than a model reads (`most` tokens) and is drawn again."""
+    while count(prompt := sample.wording(random)) > most:
+        pass
+    return prompt
+
+
 def opened(
     task: Task, wording: Callable[[Random], str], right: Iterable[Scene], references: tuple[Scene, ...] = ()
 ) -> Sample:

@@ -27,7 +27,7 @@ from kleinbild.nano.scenes.lexicon import NOUNS, UNSEEN
 from kleinbild.nano.scenes.phrases import CENTER
 from kleinbild.nano.scenes.render import NATIVE, TOKEN, Grid, Placed, Scene, render
 from kleinbild.nano.scenes.sprites import sprites
-from kleinbild.nano.scenes.tasks import GRIDS, Draw, Sample, Task, samples, scene
+from kleinbild.nano.scenes.tasks import GRIDS, Draw, Sample, Task, readable, samples, scene
 from kleinbild.train.checkpoint import load_state, save_state
 from kleinbild.train.nano.precision import mixed
 
@@ -158,7 +158,10 @@ def to_batch(
     )
     targets = torch.tensor([pool.index[sample.target] for sample in chosen], device=device)
     references = torch.tensor([[pool.index[each] for each in sample.references] for sample in chosen], device=device)
-    prompts = ["" if random.random() < dropout else _readable(sample, random, tokenizer) for sample in chosen]
+    prompts = [
+        "" if random.random() < dropout else readable(sample, random, tokenizer.count, tokenizer.max_tokens)
+        for sample in chosen
+    ]
     tokenized = [tokenizer(prompt) for prompt in prompts]
     weights = [weights_of(sample.target, sample.references) for sample in chosen]
     return Batch(
@@ -170,13 +173,6 @@ def to_batch(
         mask_BL=torch.stack([t.mask for t in tokenized]).to(device),
         grid=grid,
     )
-
-
-def _readable(sample: Sample, random: Random, tokenizer: PromptTokenizer) -> str:
-    """One of its wordings; one in a hundred thousand is longer than the model reads, and drawn again."""
-    while tokenizer.count(prompt := sample.wording(random)) > tokenizer.max_tokens:
-        pass
-    return prompt
 
 
 def weights_of(target: Scene, references: tuple[Scene, ...]) -> Tensor:
