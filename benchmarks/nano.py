@@ -4,7 +4,8 @@
 
 Ours and diffusers' pictures take turns, so that a noisy machine disturbs both alike; medians are printed. Our caches of
 prompts and references are off, since diffusers has none; what they bring is a row of its own. Text to image is measured in
-float32 and bfloat16, ours plain and compiled (`Engine(compile=True)`), diffusers in the same precision, all taking turns:
+float32 and bfloat16, ours plain and compiled (`Engine(compile=True)`), diffusers in the same precision, all taking turns
+(edits and two references: ours in all these ways):
 `latency_vs_diffusers_WAY` compares equal precisions, `latency_vs_diffusers` the fastest of each side. What is not compiled
 after all, and why, is printed. `packed8_vs_serial`, plain, in float32 (and `_bfloat16`): pictures a second of eight
 requests at once, over eight in turn. `preview_share_of_step`: seconds of a preview over those of a step;
@@ -117,6 +118,8 @@ def warm(folder: Path, repeats: int, threads: int) -> dict[str, float]:
         figures[f"{key}_seconds"] = statistics.median(mine for mine, _ in pairs)
         figures[f"{key}_diffusers_seconds"] = statistics.median(other for _, other in pairs)
         figures[f"{key}_pixels_that_differ"] = float(different)
+        if references:
+            figures |= {f"{key}_{way}_seconds": seconds for way, seconds in ways(batchers, request, repeats).items()}
     known = PictureRequest(PROMPT, seed=3)
     figures["known_prompt_seconds"] = statistics.median(
         seconds_of(lambda: engine.generate(known)) for _ in range(repeats)
@@ -132,6 +135,18 @@ def warm(folder: Path, repeats: int, threads: int) -> dict[str, float]:
         for note in one.notes:
             print(f"{way}: {note}")
     return figures
+
+
+def ways(batchers: dict[str, Batcher], request: PictureRequest, repeats: int) -> dict[str, float]:
+    """Seconds of this request in every way of ours, taking turns; the first turns compile."""
+    for _ in range(2):
+        for batcher in batchers.values():
+            batcher.make([request])
+    turns = [
+        {way: seconds_of(lambda batcher=batcher: batcher.make([request])) for way, batcher in batchers.items()}
+        for _ in range(repeats)
+    ]
+    return {way: statistics.median(turn[way] for turn in turns) for way in batchers}
 
 
 def latencies(batchers: dict[str, Batcher], pipelines: dict[str, Flux2KleinPipeline], repeats: int) -> dict[str, float]:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from kleinbild.nano.scenes.lexicon import NOUN_BY_NAME
 from kleinbild.nano.scenes.oracle import judge_any
-from kleinbild.nano.scenes.tasks import OPEN_PLACES, scene
+from kleinbild.nano.scenes.render import NATIVE
+from kleinbild.nano.scenes.tasks import somewhere
 from kleinbild.nano.settle import settle
 from tests.conformance.pictures import bytes_of, data_url, difference, opened, png
 
@@ -224,10 +225,10 @@ def edit_as_json(client: OpenAI) -> None:
 
 @call
 def vary(client: OpenAI) -> None:
-    """Without a word it shows the same thing on the same background, in a place that is left to the seed."""
+    """Without a word it shows the same thing on the same background, in a place and size that are left to the seed."""
     for prompt, thing, ground in ((PROMPT, "apple", "beach"), ("a fox on a mint background", "fox", "mint")):
         given = bytes_of(client.images.generate(prompt=prompt, extra_body={"seed": 7}))
-        right = [scene(ground, (NOUN_BY_NAME[thing].code, place)) for place in OPEN_PLACES]
+        right = list(somewhere(NOUN_BY_NAME[thing], (ground,), NATIVE))
         image = ("given.png", given, "image/png")
         with pytest.warns(DeprecationWarning, match="deprecated"):  # the package says that of OpenAI's own
             answer = client.images.create_variation(image=image, n=2, response_format="b64_json")

@@ -15,6 +15,7 @@ from kleinbild.model.weights import check, export_diffusers
 from kleinbild.nano.evaluate import GOALS, evaluate, held_out_samples
 from kleinbild.nano.scenes.lexicon import NOUN_BY_NAME, in_size
 from kleinbild.nano.scenes.oracle import judge
+from kleinbild.nano.scenes.phrases import CENTER
 from kleinbild.nano.scenes.render import NATIVE
 from kleinbild.nano.scenes.tasks import ROW, SMALL, is_held_out, scene
 from kleinbild.nano.specs import NANO
@@ -83,7 +84,17 @@ def test_several_things_in_a_small_picture_are_small() -> None:
         codes = [in_size(NOUN_BY_NAME[name], "small").code for name in (one, other)]
         shown = scene("mint", *zip(codes, ROW, strict=True), grid=SMALL)
         right.append(judge(np.asarray(made.pil), shown).all_right)
-    assert sum(right) >= 2  # of usual size none is; of small things nano knows two in three (docs/nano.md)
+    assert sum(right) >= 3  # of usual size none is
+
+
+def test_big_things_are_big() -> None:
+    right = []
+    for name in ("fox", "pizza", "cat", "penguin", "rose", "bus"):
+        made = kleinbild.generate(f"a big {name} on a mint background", seed=1)
+        assert made.record.revised_prompt == f"a big {name} in the middle, mint background"
+        shown = scene("mint", (in_size(NOUN_BY_NAME[name], "big").code, CENTER))
+        right.append(judge(np.asarray(made.pil), shown).all_right)
+    assert sum(right) >= 4
 
 
 def test_words_that_it_does_not_know() -> None:

@@ -46,6 +46,7 @@ GOALS = (
     Goal("one object", "one", 0.98),
     Goal("one object in a colour", "colored", 0.90),
     Goal("small things", "sized", 0.90),
+    Goal("big things", "big", 0.90),
     Goal("two objects", "two", 0.96),
     Goal("three objects", "three", 0.90),
     Goal("two to four of a kind", "count", 0.92),

@@ -22,11 +22,9 @@ from kleinbild.nano.scenes.lexicon import (
     SIZE_BY_WORD,
     Noun,
 )
-from kleinbild.nano.scenes.tasks import OPEN_PLACES
-from kleinbild.nano.words import EDIT_WORDS, NAMES, parts, sort_words, words_of
+from kleinbild.nano.scenes.tasks import ROW, places_of
+from kleinbild.nano.words import EDIT_WORDS, NAMES, NUMBER_WORDS, is_plural, parts, places_said, sort_words, words_of
 
-NUMBERS = frozenset(phrases.NUMBERS.values())
-PLACES = frozenset("left right top bottom middle center corner side above below over under".split())
 BESIDE = frozenset(("next", "beside"))
 NUM_BACKGROUNDS = 4  # that a prompt without one may get: the thing's home and three others
 
@@ -49,14 +47,14 @@ class Understood:
 
 def settle(prompt: str, seed: int, *, narrow: bool = False) -> str:
     """The prompt with all said that it leaves open. The same prompt and seed always settle alike; seeds that follow each
-    other differ. In a `narrow` picture there is no room for several things but small ones."""
+    other differ. In a `narrow` picture there is no room for several things but small ones, and nothing is big unasked."""
     said = understand(prompt)
     if said is not None and narrow and (said.several or len(said.things) > 1):
         prompt = _shrunk(prompt, said.things)
         said = understand(prompt)
     if said is None:
         return prompt
-    ways = _ways(said)
+    ways = _ways(said, narrow)
     turn, way = divmod(seed, len(ways) or 1)
     scene = Random(prompt).sample(ways, len(ways))[way] if ways else prompt.strip(" .!?,")
     if not ways and said.background:
@@ -99,8 +97,8 @@ def understand(prompt: str) -> Understood | None:
             size = color = ""
         elif name in BACKGROUND_BY_NAME:
             grounds.append(name)
-    numbers = NUMBERS.intersection(names)
-    several = bool(numbers) or any(map(_is_plural, names))
+    numbers = NUMBER_WORDS.intersection(names)
+    several = bool(numbers) or any(map(is_plural, names))
     if not 1 <= len(things) <= 3 or len(grounds) > 1 or (several and len(things) > 1):
         return None
     return Understood(
@@ -109,24 +107,9 @@ def understand(prompt: str) -> Understood | None:
         grounds[0] if grounds else "",
         several,
         bool(numbers),
-        _says_where(names),
+        bool(places_said(names)),
         not BESIDE.isdisjoint(names),
     )
-
-
-def _says_where(names: list[str]) -> bool:
-    """Whether a word says where things stand. "Under the night sky" does not."""
-    return any(name in PLACES and not _of_background(name, names[index + 1 :]) for index, name in enumerate(names))
-
-
-def _of_background(name: str, following: list[str]) -> bool:
-    """Whether this word is where things are before."""
-    return name in ("under", "over") and next((each for each in following if each in NAMES), "") in BACKGROUND_BY_NAME
-
-
-def _is_plural(name: str) -> bool:
-    """Whether it is a thing's name for several only."""
-    return name in NOUN_BY_NAME and name not in NOUN_BY_NAME[name].names
 
 
 def _paints(following: list[str]) -> bool:
@@ -141,7 +124,7 @@ def _background(at_home: str, prompt: str, number: int) -> str:
     return (at_home, *Random(prompt).sample(others, NUM_BACKGROUNDS - 1))[number % NUM_BACKGROUNDS]
 
 
-def _ways(said: Understood) -> list[str]:
+def _ways(said: Understood, narrow: bool) -> list[str]:
     """The sentences for all ways in which the things may stand that nano has words for; none if it is said."""
     if said.says_where or said.says_number:
         return []
@@ -149,8 +132,15 @@ def _ways(said: Understood) -> list[str]:
         return [f"{number} {said.things[0]}" for number in phrases.NUMBERS.values()]
     first, *others = (phrases.article(name) for name in said.things)
     if not others:
-        return [f"{first} {phrases.where(place)}" for place in OPEN_PLACES]
+        size = SIZE_BY_WORD.get(said.things[0].split()[0], "")
+        as_said = [f"{first} {phrases.where(place)}" for place in places_of(size)]
+        return as_said if size or narrow else [*as_said, *_in_other_sizes(said.things[0])]
     if len(others) == 2:
         return [f"{first} {relation} {others[0]} and {others[1]}" for relation in ("above", "below")]
     relations = ("left of", "right of") if said.says_beside else ("left of", "right of", "above", "below")
     return [f"{first} {relation} {others[0]}" for relation in relations]
+
+
+def _in_other_sizes(thing: str) -> list[str]:
+    """A thing whose size is not said, in others than the usual one."""
+    return [f"a big {thing} in the middle", *(f"a small {thing} {phrases.where(place)}" for place in ROW)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 
@@ -20,6 +20,7 @@ from kleinbild.nano.scenes.lexicon import (
     NOUNS,
     PAINTABLE,
     SIZE_BY_WORD,
+    SIZES,
 )
 
 JOINING_WORDS = frozenset(
@@ -35,6 +36,8 @@ EDIT_WORDS = frozenset(
     colour both""".split()
 )
 ADD_WORDS = frozenset(("add", "put", "place"))
+PLACE_WORDS = frozenset("left right top bottom middle center corner side above below over under".split())
+NUMBER_WORDS = frozenset(("two", "three", "four"))
 MAX_KINDS = 3
 NAMES = NOUN_BY_NAME.keys() | BACKGROUND_BY_NAME.keys()
 
@@ -64,17 +67,24 @@ def check(prompt: str, num_references: int, learned: Iterable[str] = ()) -> None
             f"nano cannot colour {quoted(unpaintable)}",
             f"it colours {', '.join(noun.name for noun in PAINTABLE)}: {', '.join(COLORS)}",
         )
-    sizes = [word for word in words if word in SIZE_BY_WORD and word not in also]
+    sizes = {word for word in words if word in SIZE_BY_WORD and word not in also}
     if num_references and sizes and words[0] not in ADD_WORDS:
         raise PromptError(
             "nano changes no sizes in edits",
-            'it makes small things in new pictures, "a small fox", and adds them, "add a small fox on the left"',
+            'it makes small and big things in new pictures, "a big fox", and adds them, "add a small fox on the left"',
         )
     kinds = {NOUN_BY_NAME[name].code for name in known if name in NOUN_BY_NAME}
     if num_references == 0 and len(kinds) > MAX_KINDS:
         raise PromptError(
             f"nano draws at most {MAX_KINDS} different things, the prompt names {len(kinds)}",
             "name fewer, or add the others one at a time with kleinbild edit",
+        )
+    elsewhere = places_said(list(parts(words, NAMES))) - {"middle", "center"}
+    several = len(kinds) > 1 or any(map(is_plural, known)) or not NUMBER_WORDS.isdisjoint(words)
+    if sizes.intersection(SIZES["big"]) and (several or elsewhere):
+        raise PromptError(
+            "nano draws a big thing alone and in the middle",
+            'ask for that, "a big fox on a meadow", or leave the size out',
         )
 
 
@@ -91,6 +101,23 @@ def _unpaintable(prompt: str) -> set[str]:
         if edits and len(names) > 1 and names[-2] in NOUN_BY_NAME and names[-1] in COLORS:
             found.add(names[-2])
     return found - things
+
+
+def is_plural(name: str) -> bool:
+    """Whether it is a thing's name for several only."""
+    return name in NOUN_BY_NAME and name not in NOUN_BY_NAME[name].names
+
+
+def places_said(names: Sequence[str]) -> set[str]:
+    """The words, of a prompt's `parts`, that say where its things stand. "Under the night sky" does not."""
+    return {
+        name for index, name in enumerate(names) if name in PLACE_WORDS and not _of_background(name, names[index + 1 :])
+    }
+
+
+def _of_background(name: str, following: Sequence[str]) -> bool:
+    """Whether this word is where things are before."""
+    return name in ("under", "over") and next((each for each in following if each in NAMES), "") in BACKGROUND_BY_NAME
 
 
 def words_of(prompt: str) -> list[str]:
@@ -126,7 +153,7 @@ def knowledge() -> str:
     backgrounds = ", ".join(background.name for background in BACKGROUNDS)
     return (
         f"it is a tiny model that knows {len(NOUNS)} things ({nouns}) and {len(BACKGROUNDS)} backgrounds "
-        f"({backgrounds}), paints {len(PAINTABLE)} of the things {', '.join(COLORS)}, and makes all small; "
+        f"({backgrounds}), paints {len(PAINTABLE)} of the things {', '.join(COLORS)}, and makes all small or big; "
         "for everything else: kleinbild pull klein-4b"
     )
 

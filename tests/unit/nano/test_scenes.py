@@ -11,11 +11,20 @@ import pytest
 from PIL import Image, ImageFilter
 
 from kleinbild.nano import words
-from kleinbild.nano.scenes.lexicon import BACKGROUNDS, COLORS, NOUNS, OWN_COLORS, PAINTABLE, UNSEEN, in_color
+from kleinbild.nano.scenes.lexicon import (
+    BACKGROUNDS,
+    COLORS,
+    NOUN_BY_NAME,
+    NOUNS,
+    OWN_COLORS,
+    PAINTABLE,
+    UNSEEN,
+    in_color,
+)
 from kleinbild.nano.scenes.oracle import judge, nearest_scene
 from kleinbild.nano.scenes.phrases import CENTER
 from kleinbild.nano.scenes.render import Grid, Pixels, Placed, Scene, render
-from kleinbild.nano.scenes.sprites import painted, sprite, sprites
+from kleinbild.nano.scenes.sprites import NUM_TURNS, painted, sprite, sprites
 from kleinbild.nano.scenes.tasks import (
     COUNTS,
     GRIDS,
@@ -51,8 +60,40 @@ def test_training_never_shows_what_evaluation_asks_for() -> None:
 
 def test_every_task_is_drawn() -> None:
     tasks = [sample.task for sample in some(6000)]
-    assert all(tasks.count(task) > 80 for task in set(tasks))
-    assert len(set(tasks)) == 16
+    assert all(tasks.count(task) > 60 for task in set(tasks))
+    assert len(set(tasks)) == 17
+
+
+def test_strange_objects_are_turned_and_in_other_hues() -> None:
+    code = NOUN_BY_NAME["fox"].code
+    plain = sprite(code)
+    turned = [sprite(f"{code}~{turn},0") for turn in range(NUM_TURNS)]
+    assert np.abs(turned[0].astype(int) - plain).max() <= 8  # through hue and back
+    assert np.array_equal(turned[1][..., 3], np.rot90(plain[..., 3]))
+    assert np.array_equal(turned[4][..., 3], plain[:, ::-1, 3])
+    blue = sprite(f"{code}~0,200").astype(int)
+    seen = blue[plain[..., 3] > 0].mean(axis=0)
+    assert seen[2] > seen[0]
+    assert len({tile.tobytes() for tile in (*turned, blue)}) == NUM_TURNS + 1
+
+
+def test_only_objects_of_two_pictures_are_strange() -> None:
+    drawn = list(islice(samples(Draw(Random(5), evaluation=False, codes=NAMED, strange=0.5)), 3000))
+    strange = {sample.task for sample in drawn if any("~" in item.code for item in sample.target.placed)}
+    assert strange == {"object on background", "object into scene", "both objects"}
+    assert not any(is_held_out(sample) for sample in drawn)
+
+
+def test_big_things_stand_alone_inside_the_picture() -> None:
+    big = [sample.target for sample in some(3000) if sample.task == "big"]
+    for shown in big:
+        (item,) = shown.placed
+        left, top, right, bottom = item.box
+        height, width = render(shown).shape[:2]
+        assert (left, top) == (width - right, height - bottom)
+        assert right - left == 84
+        assert left >= 0
+        assert top >= 0
 
 
 def test_edits_change_only_what_they_say() -> None:

@@ -24,6 +24,10 @@ SEEDS = range(40)
         ("a red car on red", "a red car on the right, red background"),
         ("a fox under the night sky", "a fox at the bottom, night sky background"),
         ("a fox on the left", "a fox on the left, forest background"),
+        ("a fox", "a big fox in the middle, forest background"),
+        ("a fox on mint", "a small fox on the left, mint background"),
+        ("a green car", "a big green car in the middle, desert background"),
+        ("a large green car", "a large green car in the middle, desert background"),
         ("a tiny fox on mint", "a tiny fox at the top, mint background"),
         ("a green small car on mint", "a small green car in the middle, mint background"),
         ("a small fox and a pizza on mint", "a small fox above a pizza, mint background"),
@@ -66,10 +70,15 @@ def test_several_things_are_small_where_there_is_no_room(prompt: str, settled: s
     assert settled in {settle(prompt, seed, narrow=True) for seed in SEEDS}
 
 
+def test_nothing_is_big_unasked_where_there_is_no_room() -> None:
+    assert not any("big" in settle("a fox", seed, narrow=True) for seed in SEEDS)
+    assert "big" in settle("a big fox", 1, narrow=True)
+
+
 def test_seeds_that_follow_each_other_differ() -> None:
-    assert len({settle("a fox on a mint background", seed) for seed in range(7, 12)}) == 5
+    assert len({settle("a fox on a mint background", seed) for seed in range(7, 15)}) == 8
     assert len({settle("a fox and a pizza on teal", seed) for seed in range(4)}) == 4
-    assert len({settle("a fox", seed) for seed in SEEDS}) == 20
+    assert len({settle("a fox", seed) for seed in SEEDS}) == 32
     assert settle("a fox", 3) == settle("a fox", 3)
 
 

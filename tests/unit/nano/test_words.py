@@ -71,15 +71,30 @@ def test_colours_of_things_and_of_backgrounds(prompt: str) -> None:
 @pytest.mark.parametrize(
     ("prompt", "num_references"),
     [("a small fox", 0), ("a tiny fox left of a pizza", 0), ("four little cats", 0), ("a SMALL green car on a beach", 0),
-     ("add a small fox on the left", 1)],
+     ("a HUGE green car on a beach", 0), ("a big fox in the middle", 0), ("a big top hat", 0),
+     ("a large owl under the night sky", 0), ("add a small fox on the left", 1), ("add a big fox", 1)],
 )  # fmt: skip
-def test_small_things(prompt: str, num_references: int) -> None:
+def test_sizes(prompt: str, num_references: int) -> None:
     words.check(prompt, num_references)
 
 
-def test_sizes_that_it_does_not_make() -> None:
-    with pytest.raises(PromptError, match='does not know "big"'):
-        words.check("a big fox", 0)
-    with pytest.raises(PromptError, match="changes no sizes"):
-        words.check("make the fox small", 1)
-    words.check("make the fox small", 1, learned=["small"])
+@pytest.mark.parametrize(
+    ("prompt", "num_references", "message"),
+    [
+        ("a big fox on the left", 0, "alone and in the middle"),
+        ("two large cats", 0, "alone and in the middle"),
+        ("large cats", 0, "alone and in the middle"),
+        ("a big fox and a pizza", 0, "alone and in the middle"),
+        ("add a big fox at the top", 1, "alone and in the middle"),
+        ("make the fox big", 1, "changes no sizes"),
+        ("make the fox small", 1, "changes no sizes"),
+    ],
+)
+def test_sizes_that_it_does_not_make(prompt: str, num_references: int, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        words.check(prompt, num_references)
+
+
+@pytest.mark.parametrize(("prompt", "learned"), [("make the fox small", "small"), ("a big fox on the left", "big fox")])
+def test_an_adapters_own_size_is_its_own_matter(prompt: str, learned: str) -> None:
+    words.check(prompt, prompt.startswith("make"), learned=[learned])

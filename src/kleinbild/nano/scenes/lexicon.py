@@ -3,7 +3,7 @@
 `code` is the sprite's name in the atlas (Unicode code points of the emoji). Sprites in `UNSEEN` never appear in any
 training picture; they measure whether copying from a reference works for things that have no name here.
 A thing of one colour can be had in others: `in_color` gives the noun whose code is that of the repainted sprite, and `in_size` that
-of a smaller one.
+of a smaller or larger one.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ SCENIC: tuple[str, ...] = tuple(background.name for background in BACKGROUNDS if
 COLORS: dict[str, int] = {"red": 356, "orange": 24, "yellow": 47, "green": 130, "blue": 215, "purple": 272, "pink": 328}
 """Colours that things can be had in, by hue in degrees."""
 
-SIZES: dict[str, tuple[str, ...]] = {"small": ("small", "little", "tiny")}
+SIZES: dict[str, tuple[str, ...]] = {"small": ("small", "little", "tiny"), "big": ("big", "large", "huge")}
 """Sizes that things can be had in beside the usual one, and the words for each."""
 
 SIZE_BY_WORD = {word: size for size, words in SIZES.items() for word in words}

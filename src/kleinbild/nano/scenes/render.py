@@ -1,8 +1,8 @@
 """Draws a scene: the background, then each sprite in its cell. Pictures are (H, W, 3) uint8 arrays.
 
 The lattice is the tokens': a picture is 8x8 tokens of 16 px (or as its `Grid` says), a sprite's cell 4x4 tokens, and a cell
-starts on a token. So a sprite always meets the token grid the same way, and a small model can know it by heart. A small
-sprite stands in the middle of its cell.
+starts on a token. So a sprite always meets the token grid the same way, and a small model can know it by heart. Small and
+big sprites have the middle of their cell for theirs.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ The art is Microsoft's Fluent Emoji (3D), MIT licence: see `NOTICE`. `python -m 
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 import numpy as np
@@ -16,10 +16,11 @@ from PIL import Image
 from kleinbild.nano.scenes.lexicon import COLORS, OWN_COLORS
 
 SPRITE_SIDE = 56
-SIDES = {"small": 28}  # of sprites in another size than the atlas has
+SIDES = {"small": 28, "big": 84}  # of sprites in another size than the atlas has
 ATLAS_COLUMNS = 20
 VIVID = 0.25  # saturation from which a pixel has a colour to change
 SPAN = 42  # degrees of hue around the main one that are repainted
+NUM_TURNS = 8  # four quarter turns of a sprite and of its mirror image
 PALE = {"pink": 0.6}  # colours that are pale: what is left of the saturation
 
 
@@ -52,11 +53,19 @@ def painted() -> dict[str, NDArray[np.uint8]]:
 
 
 def sprite(code: str) -> NDArray[np.uint8]:
-    """A sprite of the atlas, or a repainted one (`CODE@COLOR`), or one of these in another size (`...*SIZE`)."""
+    """A sprite of the atlas, or a repainted one (`CODE@COLOR`), or a turned one (`CODE~TURN,HUE`), or one of these in another
+    size (`...*SIZE`)."""
     code, _, size = code.partition("*")
     if size:
         return resized(code, size)
+    if "~" in code:
+        return turned(code)
     return painted()[code] if "@" in code else sprites()[code]
+
+
+def turned_code(code: str, turn: int, hue: int) -> str:
+    """The code of a sprite of the atlas turned as `turned` does."""
+    return f"{code}~{turn},{hue}"
 
 
 def size_of(code: str) -> str:
@@ -69,7 +78,23 @@ def side(code: str) -> int:
     return SIDES.get(size_of(code), SPRITE_SIDE)
 
 
-@cache
+@lru_cache(maxsize=4096)
+def turned(code: str) -> NDArray[np.uint8]:
+    """A sprite `CODE~TURN,HUE` as nobody has seen it: TURN of 8 is a quarter turn each, from 4 of its mirror image; all hues are
+    turned by HUE degrees. Do not write into the array."""
+    name, _, how = code.partition("~")
+    turn, hue = map(int, how.split(","))
+    tile = sprites()[name]
+    hsv = np.asarray(Image.fromarray(tile[..., :3]).convert("HSV")).astype(np.int32)
+    hsv[..., 0] = (hsv[..., 0] + round(hue * 256 / 360)) % 256
+    colors = np.asarray(Image.fromarray(hsv.astype(np.uint8), "HSV").convert("RGB"))
+    tile = np.concatenate((colors, tile[..., 3:]), axis=2)
+    tile = np.ascontiguousarray(np.rot90(tile[:, ::-1] if turn >= NUM_TURNS // 2 else tile, turn % 4))
+    tile.flags.writeable = False
+    return tile
+
+
+@lru_cache(maxsize=4096)
 def resized(code: str, size: str) -> NDArray[np.uint8]:
     """A sprite in a size of `SIDES`. Do not write into the array."""
     picture = Image.fromarray(sprite(code)).convert("RGBa").resize((SIDES[size],) * 2, Image.Resampling.LANCZOS)

@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from operator import itemgetter
 from random import Random
 from typing import Literal
 
 from kleinbild.nano.scenes import phrases
-from kleinbild.nano.scenes.lexicon import BACKGROUNDS, COLORS, NOUNS, PAINTABLE, SCENIC, Noun, in_color, in_size
+from kleinbild.nano.scenes.lexicon import BACKGROUNDS, COLORS, NOUNS, PAINTABLE, SCENIC, SIZES, Noun, in_color, in_size
 from kleinbild.nano.scenes.phrases import CENTER, CORNERS, Place
 from kleinbild.nano.scenes.render import CELL, NATIVE, TOKEN, Grid, Placed, Scene
+from kleinbild.nano.scenes.sprites import NUM_TURNS, turned_code
 
 Task = Literal[
-    "one", "colored", "sized", "two", "three", "count", "bare",
+    "one", "colored", "sized", "big", "two", "three", "count", "bare",
     "background", "remove", "add", "replace", "move", "recolor", "vary",
     "object on background", "object into scene", "both objects",
 ]  # fmt: skip
@@ -84,6 +86,25 @@ def scene(background: str, *placed: tuple[str, Place], grid: Grid = NATIVE) -> S
     return Scene(background, tuple(Placed(code, rows * row, columns * column) for code, (row, column) in placed), grid)
 
 
+def somewhere(noun: Noun, backgrounds: Iterable[str], grid: Grid) -> Iterator[Scene]:
+    """All pictures of one thing of which neither place nor size is said."""
+    for background in backgrounds:
+        for thing, size in ((noun, ""), *((in_size(noun, size), size) for size in SIZES)):
+            for place in places_of(size):
+                yield scene(background, (thing.code, place), grid=grid)
+
+
+def places_of(size: str) -> tuple[Place, ...]:
+    """Where a thing of this size may be if nothing is said; for a big one there is room in the middle only."""
+    return (CENTER,) if size == "big" else OPEN_PLACES
+
+
+def two_objects(one: tuple[Noun, Place], other: tuple[Noun, Place], background: str | None) -> Callable[[Random], str]:
+    """The sentences for two things at two places, which name the left or upper one first."""
+    (first, at), (second, beside) = sorted((one, other), key=itemgetter(1))
+    return partial(phrases.two_objects, first, second, at[0] == beside[0], background)
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """Draws nouns and backgrounds: either only combinations kept for evaluation, or none of them."""
@@ -93,6 +114,7 @@ class Draw:
     codes: tuple[str, ...]  # sprites that may be "the object of image 1": named and unnamed
     vocabulary: tuple[Noun, ...] = NOUNS  # with repetitions: what stands there twice is drawn twice as often
     grids: tuple[Grid, ...] = (NATIVE,)  # likewise
+    strange: float = 0.0  # share of the objects that are turned and in other hues: as none that can be named
 
     def grid(self, *, several: bool) -> Grid:
         """A picture's size, of those with room for several things or of all."""
@@ -139,7 +161,8 @@ class Draw:
     def objects_on_backgrounds(self) -> tuple[str, str, str, str]:
         """Two sprites and two backgrounds, every combination allowed (in training) or the first (in evaluation)."""
         while True:
-            (a, b), (ground, other) = self.random.sample(self.codes, 2), self.backgrounds(2)
+            a, b = map(self._strange, self.random.sample(self.codes, 2))
+            ground, other = self.backgrounds(2)
             if self.evaluation or not any(held_out(code, name) for code in (a, b) for name in (ground, other)):
                 return a, b, ground, other
 
@@ -150,9 +173,19 @@ class Draw:
             if self.evaluation or not held_out(a, b):
                 return a, b, ground, other
 
+    def _strange(self, code: str) -> str:
+        if self.random.random() >= self.strange:
+            return code
+        return turned_code(code, self.random.randrange(NUM_TURNS), self.random.randrange(0, 360, 15))
+
     def single_place(self) -> Place:
         """Where a picture's only thing stands: most are in the middle."""
         return CENTER if self.random.random() < 0.6 else self.random.choice(SINGLES[1:])
+
+    def two_places(self) -> tuple[Place, Place]:
+        """Where two things stand, side by side or one above the other, in either order."""
+        first, second = self.random.choice(PAIRS)
+        return (first, second) if self.random.random() < 0.5 else (second, first)
 
     def _different(self, count: int) -> list[Noun]:
         while len(set(nouns := self.random.sample(self.vocabulary, count))) < count:
@@ -165,22 +198,19 @@ class Draw:
 
 def pair_group(draw: Draw) -> Iterator[Sample]:
     """Two objects, the same on another background, one alone, and one with another: made and edited."""
-    random, grid = draw.random, draw.grid(several=True)
+    grid = draw.grid(several=True)
     a, b, c = draw.nouns(3)
     ground = draw.free_background(a)  # where `a` stands alone
     other = draw.free_background()
     if other == ground:
         return
-    first, second = random.choice(PAIRS)
-    beside = first[0] == second[0]
-    at_a, at_b = (first, second) if random.random() < 0.5 else (second, first)
+    at_a, at_b = draw.two_places()
 
     def pair(partner: Noun, background: str) -> Scene:
         return scene(background, (a.code, at_a), (partner.code, at_b), grid=grid)
 
     def two(partner: Noun, background: str | None) -> Callable[[Random], str]:
-        ordered = (a, partner) if at_a == first else (partner, a)
-        return partial(phrases.two_objects, *ordered, beside, background)
+        return two_objects((a, at_a), (partner, at_b), background)
 
     def arranged(places: tuple[Place, Place], background: str = ground) -> Scene:
         return scene(background, (a.code, places[0]), (b.code, places[1]), grid=grid)
@@ -218,9 +248,9 @@ def single_group(draw: Draw) -> Iterator[Sample]:
         return scene(background, (thing.code, at), grid=grid)
 
     yield Sample("one", partial(phrases.one_object, noun, CENTER, ground), alone(CENTER))
-    yield opened("one", partial(phrases.one_somewhere, noun, ground), map(alone, OPEN_PLACES))
+    yield opened("one", partial(phrases.one_somewhere, noun, ground), somewhere(noun, (ground,), grid))
     if draw.evaluation:
-        ways = (alone(at, behind) for at in OPEN_PLACES for behind in SCENIC)
+        ways = somewhere(noun, SCENIC, grid)
         yield opened("bare", partial(phrases.one_somewhere, noun, None), ways)
         yield opened(
             "bare", partial(phrases.one_object, noun, place, None), (alone(place, behind) for behind in SCENIC)
@@ -320,9 +350,9 @@ def color_group(draw: Draw) -> Iterator[Sample]:
     paint = partial(alone, painted)
     yield Sample("colored", partial(phrases.one_object, painted, CENTER, ground), paint(CENTER))
     yield Sample("colored", partial(phrases.one_object, painted, place, ground), paint(place))
-    yield opened("colored", partial(phrases.one_somewhere, painted, ground), map(paint, OPEN_PLACES))
+    yield opened("colored", partial(phrases.one_somewhere, painted, ground), somewhere(painted, (ground,), grid))
     if draw.evaluation:
-        ways = (paint(at, behind) for at in OPEN_PLACES for behind in SCENIC)
+        ways = somewhere(painted, SCENIC, grid)
         yield opened("bare", partial(phrases.one_somewhere, painted, None), ways)
     for was, now, named in ((repainted, painted, color), (painted, repainted, other_color)):
         yield Sample("recolor", partial(phrases.recolor, noun, named), alone(now, place), (alone(was, place),))
@@ -333,11 +363,9 @@ def color_group(draw: Draw) -> Iterator[Sample]:
         or any(held_out(each.code, partner.code) for each in (noun, painted, repainted))
     ):
         return
-    first, second = random.choice(PAIRS)
-    at, beside = (first, second) if random.random() < 0.5 else (second, first)
+    at, beside = draw.two_places()
     here, there = (scene(ground, (each.code, at), (partner.code, beside), grid=grid) for each in (repainted, painted))
-    ordered = (painted, partner) if at == first else (partner, painted)
-    yield Sample("two", partial(phrases.two_objects, *ordered, first[0] == second[0], ground), there)
+    yield Sample("two", two_objects((painted, at), (partner, beside), ground), there)
     yield Sample("recolor", partial(phrases.recolor, noun, color), there, (here,))
     yield Sample("recolor", partial(phrases.recolor, noun, other_color), here, (there,))
 
@@ -368,11 +396,33 @@ def size_group(draw: Draw) -> Iterator[Sample]:
     count = random.choice(tuple(COUNTS))
     counted = (shown(*((small, at) for at in places)) for places in COUNTS[count])
     yield opened("count", partial(phrases.several, small, count, ground), counted)
-    first, second = random.choice(PAIRS)
-    at, beside = (first, second) if random.random() < 0.5 else (second, first)
-    ordered = (small, rival) if at == first else (rival, small)
-    two = partial(phrases.two_objects, *ordered, first[0] == second[0], ground)
+    at, beside = draw.two_places()
+    two = two_objects((small, at), (rival, beside), ground)
     yield Sample("sized", two, shown((small, at), (rival, beside)))
+
+
+def big_group(draw: Draw) -> Iterator[Sample]:
+    """A big thing, for which there is room in the middle only: made, added, removed, on another background."""
+    noun, ground = draw.noun_on_background()
+    if noun in PAINTABLE and draw.random.random() < 0.5:
+        noun = in_color(noun, draw.random.choice(tuple(COLORS)))
+    (other,) = draw.backgrounds(1)
+    grid, big = draw.grid(several=False), in_size(noun, "big")
+    if not draw.evaluation and (held_out(big.code, ground) or held_out(big.code, other)):
+        return
+    here, there = (scene(behind, (big.code, CENTER), grid=grid) for behind in (ground, other))
+    for behind, shown in ((ground, here), (other, there)):
+        yield Sample("big", partial(phrases.one_somewhere, big, behind), shown)
+        yield Sample("big", partial(phrases.one_object, big, CENTER, behind), shown)
+    if draw.evaluation:
+        ways = (scene(behind, (big.code, CENTER), grid=grid) for behind in SCENIC)
+        yield opened("bare", partial(phrases.one_somewhere, big, None), ways)
+    if other != ground:
+        yield Sample("background", partial(phrases.change_background, other), there, (here,))
+    empty = scene(ground, grid=grid)
+    yield Sample("add", partial(phrases.add, big, draw.random.choice((None, CENTER))), here, (empty,))
+    yield Sample("remove", partial(phrases.remove, noun, None), empty, (here,))
+    yield Sample("vary", phrases.vary, here, (here,))
 
 
 def swap_group(draw: Draw) -> Iterator[Sample]:
@@ -391,11 +441,10 @@ def swap_group(draw: Draw) -> Iterator[Sample]:
 
 def insert_group(draw: Draw) -> Iterator[Sample]:
     """The object of image 1, alone there, added to the scene of image 2 at the free place."""
-    random, grid = draw.random, draw.grid(several=True)
+    grid = draw.grid(several=True)
     a, b, ground, other = draw.pair_of_objects()
     for code, rival in ((a, b), (b, a)):
-        first, second = random.choice(PAIRS)
-        free, taken = (first, second) if random.random() < 0.5 else (second, first)
+        free, taken = draw.two_places()
         target = scene(other, (rival, taken), (code, free), grid=grid)
         references = scene(ground, (code, draw.single_place()), grid=grid), scene(other, (rival, taken), grid=grid)
         yield Sample("object into scene", partial(phrases.object_into_scene, free), target, references)
@@ -419,18 +468,19 @@ def both_group(draw: Draw) -> Iterator[Sample]:
 
 
 GROUPS: tuple[tuple[float, Callable[[Draw], Iterator[Sample]]], ...] = (
-    (0.22, pair_group),
-    (0.17, single_group),
-    (0.09, count_group),
-    (0.08, trio_group),
-    (0.09, color_group),
-    (0.12, size_group),
-    (0.07, swap_group),
+    (0.19, pair_group),
+    (0.14, single_group),
+    (0.08, count_group),
+    (0.07, trio_group),
+    (0.06, color_group),
+    (0.08, size_group),
+    (0.16, big_group),
+    (0.06, swap_group),
     (0.08, insert_group),
     (0.08, both_group),
 )
 
-FOR_SMALL = (single_group, color_group, size_group)  # what there is room for in a small picture
+FOR_SMALL = (single_group, color_group, size_group, big_group)  # what there is room for in a small picture
 
 
 def samples(draw: Draw) -> Iterator[Sample]:

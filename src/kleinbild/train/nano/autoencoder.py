@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from kleinbild.model.autoencoder import AttnBlock, Autoencoder, Downsample, ResnetBlock, Upsample
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS, UNSEEN
 from kleinbild.nano.scenes.render import CELL, SIDE, background_pixels, composite
-from kleinbild.nano.scenes.sprites import sprite, sprites
+from kleinbild.nano.scenes.sprites import NUM_TURNS, sprite, sprites, turned_code
 from kleinbild.nano.specs import NANO
 from kleinbild.train.attention import leave_out_cudnn
 from kleinbild.train.checkpoint import load_state, save_state
@@ -33,7 +33,8 @@ from kleinbild.train.muon import Muon
 from kleinbild.train.nano.pool import to_tensor
 from kleinbild.train.nano.precision import mixed
 
-SMALL_SHARE = 0.2  # of the sprites in training pictures that are small
+SIZE_SHARES = {"*small": 0.2, "*big": 0.1, "": 0.7}  # of the sprites in training pictures
+TURNED_SHARE = 0.3  # of them: turned and in other hues
 CROP_SHARE = 0.45  # of the time spent on crops
 CROP, CROP_BATCH, WHOLE_BATCH = 64, 32, 10
 KL_WEIGHT = 4e-4
@@ -89,9 +90,9 @@ def _random_scene(generator: np.random.Generator, codes: list[str]) -> NDArray[n
         picture[:] = generator.integers(0, 256, 3)
     for _ in range(generator.integers(1, 5)):
         code = codes[generator.integers(len(codes))]
-        if generator.random() < SMALL_SHARE:
-            code += "*small"
-        tile = sprite(code)
+        if generator.random() < TURNED_SHARE:
+            code = turned_code(code, int(generator.integers(NUM_TURNS)), int(generator.integers(360)))
+        tile = sprite(code + generator.choice(list(SIZE_SHARES), p=list(SIZE_SHARES.values())))
         if free:
             left, top = generator.integers(-8, SIDE - len(tile) + 8, 2)
             tile = tile[:, ::-1] if generator.random() < 0.5 else tile

@@ -35,11 +35,11 @@ from kleinbild.train.nano.pool import Batch, Pool, draw_samples, to_batch, to_te
 from kleinbild.train.nano.precision import mixed
 from kleinbild.train.nano.textures import random_texture
 
-NUM_OWN = 3000  # the student's pictures that a run learns from
+NUM_OWN = 6000  # the student's pictures that a run learns from
 LEFT_OUT = 0.1  # of them: those furthest from what was asked, at times another thing altogether
-OWN, SCENES, TEXTURES = 4, 3, 4  # pictures in a step
+OWN, SCENES, TEXTURES = 5, 3, 4  # pictures in a step
 ANCHOR_WEIGHT = 10.0  # of the squared distance that latents of the world have moved, in their spreads
-MUON_RATE, ADAM_RATE, WARMUP_STEPS = 0.005, 7e-4, 40
+MUON_RATE, ADAM_RATE, WARMUP_STEPS = 0.0035, 5e-4, 40
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ Topic = Task | Literal["lesson"]  # every sample stands under its task; a lesson
 
 ENCODE_BATCH = 32
 CHANGE_WEIGHT = 3.0
+STRANGE = 0.6  # share of the objects of two references that no other picture shows like that
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +66,20 @@ class Batch:
 def training_draw(random: Random, num_new: int = 0) -> Draw:
     """Draws for training: no combination kept for evaluation, no unseen sprite; the last `num_new` nouns twice as often."""
     codes = tuple(sorted(set(sprites()) - set(UNSEEN)))
-    return Draw(random, evaluation=False, codes=codes, vocabulary=NOUNS + NOUNS[len(NOUNS) - num_new :], grids=GRIDS)
+    return Draw(
+        random,
+        evaluation=False,
+        codes=codes,
+        vocabulary=NOUNS + NOUNS[len(NOUNS) - num_new :],
+        grids=GRIDS,
+        strange=STRANGE,
+    )
 
 
 def is_lesson(sample: Sample) -> bool:
     """The first lesson is one thing in the middle: there nouns bind within minutes (measured), elsewhere much later."""
     target = sample.target
-    if sample.task not in ("one", "colored"):
+    if sample.task not in ("one", "colored", "big"):
         return False
     return target == scene(target.background, (target.placed[0].code, CENTER), grid=target.grid)
 
