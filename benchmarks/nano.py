@@ -23,8 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,15 +139,14 @@ def warm(folder: Path, repeats: int, threads: int) -> dict[str, float]:
 
 
 def ways(batchers: dict[str, Batcher], request: PictureRequest, repeats: int) -> dict[str, float]:
-    """Seconds of this request in every way of ours, taking turns; the first turns compile."""
-    for _ in range(2):
-        for batcher in batchers.values():
-            batcher.make([request])
-    turns = [
-        {way: seconds_of(lambda batcher=batcher: batcher.make([request])) for way, batcher in batchers.items()}
-        for _ in range(repeats)
-    ]
-    return {way: statistics.median(turn[way] for turn in turns) for way in batchers}
+    """Seconds of this request in every way of ours."""
+    return in_turns({way: partial(batcher.make, [request]) for way, batcher in batchers.items()}, repeats)
+
+
+def in_turns(makers: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """The median seconds of each, taking turns; the first two turns compile and do not count."""
+    turns = [{name: seconds_of(make) for name, make in makers.items()} for _ in range(2 + repeats)][2:]
+    return {name: statistics.median(turn[name] for turn in turns) for name in makers}
 
 
 def latencies(batchers: dict[str, Batcher], pipelines: dict[str, Flux2KleinPipeline], repeats: int) -> dict[str, float]:
@@ -159,13 +159,9 @@ def latencies(batchers: dict[str, Batcher], pipelines: dict[str, Flux2KleinPipel
         makers[way] = lambda batcher=batcher: pixels_of_ours(batcher, request)
     for precision, pipeline in pipelines.items():
         makers[f"diffusers_{precision}"] = lambda pipeline=pipeline: pixels_of_theirs(pipeline, settings, PROMPT, [])
-    figures = {}
-    for _ in range(2):
-        pictures = {name: make() for name, make in makers.items()}
-    turns = [{name: seconds_of(make) for name, make in makers.items()} for _ in range(repeats)]
-    seconds = {name: statistics.median(turn[name] for turn in turns) for name in makers}
-    for name, value in seconds.items():
-        figures[f"text_to_image_{name}_seconds"] = value
+    seconds = in_turns(makers, repeats)
+    pictures = {name: make() for name, make in makers.items()}
+    figures = {f"text_to_image_{name}_seconds": value for name, value in seconds.items()}
     for way in batchers:
         theirs = f"diffusers_{way.split('_')[-1]}"
         figures[f"pixels_that_differ_{way}"] = float((np.abs(pictures[way] - pictures[theirs]) > 2).mean())

@@ -23,7 +23,7 @@ from kleinbild.nano.scenes.lexicon import (
     Noun,
 )
 from kleinbild.nano.scenes.tasks import ROW, places_of
-from kleinbild.nano.words import EDIT_WORDS, NAMES, NUMBER_WORDS, is_plural, parts, places_said, sort_words, words_of
+from kleinbild.nano.words import EDIT_WORDS, NAMES, NUMBER_WORDS, parts, places_said, says_several, sort_words, words_of
 
 BESIDE = frozenset(("next", "beside"))
 NUM_BACKGROUNDS = 4  # that a prompt without one may get: the thing's home and three others
@@ -97,8 +97,7 @@ def understand(prompt: str) -> Understood | None:
             size = color = ""
         elif name in BACKGROUND_BY_NAME:
             grounds.append(name)
-    numbers = NUMBER_WORDS.intersection(names)
-    several = bool(numbers) or any(map(is_plural, names))
+    several = says_several(names)
     if not 1 <= len(things) <= 3 or len(grounds) > 1 or (several and len(things) > 1):
         return None
     return Understood(
@@ -106,7 +105,7 @@ def understand(prompt: str) -> Understood | None:
         HOMES[nouns[0].code],
         grounds[0] if grounds else "",
         several,
-        bool(numbers),
+        not NUMBER_WORDS.isdisjoint(names),
         bool(places_said(names)),
         not BESIDE.isdisjoint(names),
     )

@@ -79,9 +79,7 @@ def check(prompt: str, num_references: int, learned: Iterable[str] = ()) -> None
             f"nano draws at most {MAX_KINDS} different things, the prompt names {len(kinds)}",
             "name fewer, or add the others one at a time with kleinbild edit",
         )
-    elsewhere = places_said(list(parts(words, NAMES))) - {"middle", "center"}
-    several = len(kinds) > 1 or any(map(is_plural, known)) or not NUMBER_WORDS.isdisjoint(words)
-    if sizes.intersection(SIZES["big"]) and (several or elsewhere):
+    if sizes.intersection(SIZES["big"]) and (len(kinds) > 1 or _several_or_elsewhere(list(parts(words, NAMES)))):
         raise PromptError(
             "nano draws a big thing alone and in the middle",
             'ask for that, "a big fox on a meadow", or leave the size out',
@@ -103,9 +101,15 @@ def _unpaintable(prompt: str) -> set[str]:
     return found - things
 
 
-def is_plural(name: str) -> bool:
-    """Whether it is a thing's name for several only."""
-    return name in NOUN_BY_NAME and name not in NOUN_BY_NAME[name].names
+def _several_or_elsewhere(names: Sequence[str]) -> bool:
+    """Whether a prompt's `parts` ask for anything but one of a kind in the middle."""
+    return says_several(names) or not places_said(names) <= {"middle", "center"}
+
+
+def says_several(names: Sequence[str]) -> bool:
+    """Whether a prompt's `parts` name a number of things, or a thing by its name for several only."""
+    plural = any(name in NOUN_BY_NAME and name not in NOUN_BY_NAME[name].names for name in names)
+    return plural or not NUMBER_WORDS.isdisjoint(names)
 
 
 def places_said(names: Sequence[str]) -> set[str]:

@@ -86,6 +86,7 @@ def test_only_objects_of_two_pictures_are_strange() -> None:
 
 def test_big_things_stand_alone_inside_the_picture() -> None:
     big = [sample.target for sample in some(3000) if sample.task == "big"]
+    assert big
     for shown in big:
         (item,) = shown.placed
         left, top, right, bottom = item.box

@@ -347,9 +347,8 @@ def color_group(draw: Draw) -> Iterator[Sample]:
     def alone(thing: Noun, at: Place, background: str = ground) -> Scene:
         return scene(background, (thing.code, at), grid=grid)
 
-    paint = partial(alone, painted)
-    yield Sample("colored", partial(phrases.one_object, painted, CENTER, ground), paint(CENTER))
-    yield Sample("colored", partial(phrases.one_object, painted, place, ground), paint(place))
+    for at in (CENTER, place):
+        yield Sample("colored", partial(phrases.one_object, painted, at, ground), alone(painted, at))
     yield opened("colored", partial(phrases.one_somewhere, painted, ground), somewhere(painted, (ground,), grid))
     if draw.evaluation:
         ways = somewhere(painted, SCENIC, grid)
