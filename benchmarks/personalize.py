@@ -38,11 +38,12 @@ from kleinbild.core.requests import PictureRequest
 from kleinbild.engine.runtime import Engine
 from kleinbild.nano.evaluate import GOALS, attempt, drawn, encoded, held_out_samples
 from kleinbild.nano.scenes import phrases
+from kleinbild.nano.scenes.draw import SINGLES, Draw
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS, NOUNS, Noun
 from kleinbild.nano.scenes.oracle import Look, Verdict, judge_any
 from kleinbild.nano.scenes.phrases import CENTER, Place
 from kleinbild.nano.scenes.render import Pixels, Scene, render
-from kleinbild.nano.scenes.tasks import SINGLES, Draw, Sample, is_held_out, samples, scene
+from kleinbild.nano.scenes.tasks import Sample, is_held_out, samples, scene
 
 NUM_PICTURES, NUM_WORDINGS = 12, 6
 ZORP = Noun("1f994", ("zorp",), ("zorps",))  # a hedgehog: none of nano's words, in none of its training pictures

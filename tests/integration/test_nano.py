@@ -13,11 +13,12 @@ from kleinbild.core.errors import PromptError
 from kleinbild.model import catalog
 from kleinbild.model.weights import check, export_diffusers
 from kleinbild.nano.evaluate import GOALS, evaluate, held_out_samples
+from kleinbild.nano.scenes.draw import ROW, SMALL
 from kleinbild.nano.scenes.lexicon import NOUN_BY_NAME, in_size
 from kleinbild.nano.scenes.oracle import judge
 from kleinbild.nano.scenes.phrases import CENTER
 from kleinbild.nano.scenes.render import NATIVE
-from kleinbild.nano.scenes.tasks import ROW, SMALL, is_held_out, scene
+from kleinbild.nano.scenes.tasks import is_held_out, scene
 from kleinbild.nano.specs import NANO
 from kleinbild.nano.variety import variety
 

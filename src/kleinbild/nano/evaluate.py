@@ -20,10 +20,11 @@ from PIL import Image
 from kleinbild.core.adapters import AdapterUse
 from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size
+from kleinbild.nano.scenes.draw import SMALL, TALL, WIDE, Draw
 from kleinbild.nano.scenes.lexicon import NOUNS, UNSEEN
 from kleinbild.nano.scenes.oracle import Verdict, judge_any
 from kleinbild.nano.scenes.render import NATIVE, TOKEN, Grid, Scene, render
-from kleinbild.nano.scenes.tasks import SMALL, TALL, WIDE, Draw, Sample, Task, is_held_out, readable, samples
+from kleinbild.nano.scenes.tasks import Sample, Task, is_held_out, readable, samples
 
 if TYPE_CHECKING:
     from kleinbild.engine.runtime import Engine

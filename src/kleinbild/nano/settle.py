@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from random import Random
 
 from kleinbild.nano.scenes import phrases
+from kleinbild.nano.scenes.draw import ROW
 from kleinbild.nano.scenes.lexicon import (
     BACKGROUND_BY_NAME,
     COLORS,
@@ -22,7 +23,7 @@ from kleinbild.nano.scenes.lexicon import (
     SIZE_BY_WORD,
     Noun,
 )
-from kleinbild.nano.scenes.tasks import ROW, places_of
+from kleinbild.nano.scenes.tasks import places_of
 from kleinbild.nano.words import EDIT_WORDS, NAMES, NUMBER_WORDS, parts, places_said, says_several, sort_words, words_of
 
 BESIDE = frozenset(("next", "beside"))

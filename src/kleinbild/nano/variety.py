@@ -9,8 +9,9 @@ from itertools import islice
 from random import Random
 
 from kleinbild.nano.evaluate import attempt
+from kleinbild.nano.scenes.draw import Draw
 from kleinbild.nano.scenes.lexicon import NOUNS
-from kleinbild.nano.scenes.tasks import Draw, Sample, Task, samples
+from kleinbild.nano.scenes.tasks import Sample, Task, samples
 
 NUM_SEEDS, NUM_PROMPTS = 16, 8
 ASKED: tuple[Task, ...] = ("one", "two", "three", "bare")

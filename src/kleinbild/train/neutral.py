@@ -15,9 +15,10 @@ from random import Random
 from PIL import Image
 
 from kleinbild.core.errors import PromptError
+from kleinbild.nano.scenes.draw import Draw
 from kleinbild.nano.scenes.lexicon import NOUNS
 from kleinbild.nano.scenes.render import Scene, render
-from kleinbild.nano.scenes.tasks import Draw, Sample, Task, samples
+from kleinbild.nano.scenes.tasks import Sample, Task, samples
 from kleinbild.nano.words import check
 
 PROMPTS = (

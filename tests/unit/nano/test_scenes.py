@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from kleinbild.nano import words
+from kleinbild.nano.scenes.draw import SINGLES, WIDE, Draw
 from kleinbild.nano.scenes.lexicon import (
     BACKGROUNDS,
     COLORS,
@@ -25,17 +26,7 @@ from kleinbild.nano.scenes.oracle import judge, nearest_scene
 from kleinbild.nano.scenes.phrases import CENTER
 from kleinbild.nano.scenes.render import Grid, Pixels, Placed, Scene, render
 from kleinbild.nano.scenes.sprites import NUM_TURNS, painted, sprite, sprites
-from kleinbild.nano.scenes.tasks import (
-    COUNTS,
-    GRIDS,
-    SINGLES,
-    WIDE,
-    Draw,
-    Sample,
-    is_held_out,
-    samples,
-    scene,
-)
+from kleinbild.nano.scenes.tasks import COUNTS, GRIDS, Sample, is_held_out, samples, scene
 
 NAMED = tuple(noun.code for noun in NOUNS)
 

@@ -8,8 +8,9 @@ from random import Random
 import pytest
 
 from kleinbild.nano import words
+from kleinbild.nano.scenes.draw import Draw
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS, HOMES, NOUNS
-from kleinbild.nano.scenes.tasks import GRIDS, Draw, samples
+from kleinbild.nano.scenes.tasks import GRIDS, samples
 from kleinbild.nano.settle import settle
 
 SEEDS = range(40)

@@ -9,9 +9,10 @@ from typing import Any
 from PIL import Image
 
 from kleinbild.model.weights.settings import Settings
+from kleinbild.nano.scenes.draw import Draw
 from kleinbild.nano.scenes.render import render
 from kleinbild.nano.scenes.sprites import sprites
-from kleinbild.nano.scenes.tasks import Draw, samples
+from kleinbild.nano.scenes.tasks import samples
 from kleinbild.train.defaults import Trainee, resolve
 from kleinbild.train.recipe import Recipe
 

@@ -7,7 +7,6 @@ evaluation asks for nothing else.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +16,10 @@ from random import Random
 from typing import Literal
 
 from kleinbild.nano.scenes import phrases
-from kleinbild.nano.scenes.lexicon import BACKGROUNDS, COLORS, NOUNS, PAINTABLE, SCENIC, SIZES, Noun, in_color, in_size
+from kleinbild.nano.scenes.draw import COLUMN, OPEN_PLACES, PAIRS, ROW, SINGLES, SMALL, TALL, WIDE, Draw, held_out
+from kleinbild.nano.scenes.lexicon import COLORS, PAINTABLE, SCENIC, SIZES, Noun, in_color, in_size
 from kleinbild.nano.scenes.phrases import CENTER, CORNERS, Place
 from kleinbild.nano.scenes.render import CELL, NATIVE, TOKEN, Grid, Placed, Scene
-from kleinbild.nano.scenes.sprites import NUM_TURNS, turned_code
 
 Task = Literal[
     "one", "colored", "sized", "big", "two", "three", "count", "bare",
@@ -28,18 +27,11 @@ Task = Literal[
     "object on background", "object into scene", "both objects",
 ]  # fmt: skip
 
-ROW: tuple[Place, Place] = ((1, 0), (1, 2))  # side by side
-COLUMN: tuple[Place, Place] = ((0, 1), (2, 1))  # one above the other
-PAIRS = (ROW, COLUMN)
 TOGETHER = (*PAIRS, ROW[::-1], COLUMN[::-1])  # all ways that two can stand
 PEAK: tuple[Place, ...] = ((0, 1), (2, 0), (2, 2))  # one above two
 DIP: tuple[Place, ...] = ((2, 1), (0, 0), (0, 2))  # one below two
 COUNTS: dict[int, tuple[tuple[Place, ...], ...]] = {2: PAIRS, 3: (PEAK, DIP), 4: (tuple(CORNERS),)}  # ways to stand
-OPEN_PLACES: tuple[Place, ...] = (CENTER, *ROW, *COLUMN)  # where one thing may be if nothing is said
-SINGLES: tuple[Place, ...] = (*OPEN_PLACES, *CORNERS)
-WIDE, TALL, SMALL = (8, 12), (12, 8), (6, 6)
 GRIDS: tuple[Grid, ...] = (NATIVE,) * 6 + (WIDE, TALL, SMALL)  # of training pictures, as often as they stand here
-HELD_OUT_SHARE = 10  # one combination in ten
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +67,6 @@ def opened(
     return Sample(task, wording, ways[0], references, ways)
 
 
-def held_out(*names: str) -> bool:
-    """Whether this combination (two nouns' codes, or a noun's code and a background) is kept from training."""
-    return zlib.crc32("|".join(sorted(names)).encode()) % HELD_OUT_SHARE == 0
-
-
 def scene(background: str, *placed: tuple[str, Place], grid: Grid = NATIVE) -> Scene:
     """Things from back to front, each at its place in a picture of this size."""
     rows, columns = ((tokens - CELL // TOKEN) // 2 for tokens in grid)
@@ -103,97 +90,6 @@ def two_objects(one: tuple[Noun, Place], other: tuple[Noun, Place], background: 
     """The sentences for two things at two places, which name the left or upper one first."""
     (first, at), (second, beside) = sorted((one, other), key=itemgetter(1))
     return partial(phrases.two_objects, first, second, at[0] == beside[0], background)
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """Draws nouns and backgrounds: either only combinations kept for evaluation, or none of them."""
-
-    random: Random
-    evaluation: bool
-    codes: tuple[str, ...]  # sprites that may be "the object of image 1": named and unnamed
-    vocabulary: tuple[Noun, ...] = NOUNS  # with repetitions: what stands there twice is drawn twice as often
-    grids: tuple[Grid, ...] = (NATIVE,)  # likewise
-    strange: float = 0.0  # share of the objects that are turned and in other hues: as none that can be named
-
-    def grid(self, *, several: bool) -> Grid:
-        """A picture's size, of those with room for several things or of all."""
-        return self.random.choice([grid for grid in self.grids if not several or grid != SMALL])
-
-    def nouns(self, count: int) -> list[Noun]:
-        """`count` different nouns; the first with each of the others is an allowed pair."""
-        while True:
-            nouns = self._different(count)
-            if all(self._allowed(nouns[0].code, other.code) for other in nouns[1:]):
-                return nouns
-
-    def trio(self) -> list[Noun]:
-        """Three different nouns: no pair of them is kept for evaluation (in training), or one is (in evaluation)."""
-        while True:
-            nouns = self._different(3)
-            if any(held_out(a.code, b.code) for a, b in combinations(nouns, 2)) == self.evaluation:
-                return nouns
-
-    def backgrounds(self, count: int) -> list[str]:
-        return [background.name for background in self.random.sample(BACKGROUNDS, count)]
-
-    def free_background(self, *nouns: Noun) -> str:
-        """A background; in training one on which each of the nouns may stand alone."""
-        while True:
-            (background,) = self.backgrounds(1)
-            if self.evaluation or not any(held_out(noun.code, background) for noun in nouns):
-                return background
-
-    def noun_on_background(self) -> tuple[Noun, str]:
-        while True:
-            noun, background = self.random.choice(self.vocabulary), self.random.choice(BACKGROUNDS).name
-            if self._allowed(noun.code, background):
-                return noun, background
-
-    def painted_on_background(self) -> tuple[Noun, str, str]:
-        """A noun that can be painted, a colour, a background."""
-        while True:
-            noun, color = self.random.choice(PAINTABLE), self.random.choice(tuple(COLORS))
-            background = self.random.choice(BACKGROUNDS).name
-            if self._allowed(in_color(noun, color).code, background):
-                return noun, color, background
-
-    def objects_on_backgrounds(self) -> tuple[str, str, str, str]:
-        """Two sprites and two backgrounds, every combination allowed (in training) or the first (in evaluation)."""
-        while True:
-            a, b = map(self._strange, self.random.sample(self.codes, 2))
-            ground, other = self.backgrounds(2)
-            if self.evaluation or not any(held_out(code, name) for code in (a, b) for name in (ground, other)):
-                return a, b, ground, other
-
-    def pair_of_objects(self) -> tuple[str, str, str, str]:
-        """The same of two sprites that may stand together."""
-        while True:
-            a, b, ground, other = self.objects_on_backgrounds()
-            if self.evaluation or not held_out(a, b):
-                return a, b, ground, other
-
-    def _strange(self, code: str) -> str:
-        if self.random.random() >= self.strange:
-            return code
-        return turned_code(code, self.random.randrange(NUM_TURNS), self.random.randrange(0, 360, 15))
-
-    def single_place(self) -> Place:
-        """Where a picture's only thing stands: most are in the middle."""
-        return CENTER if self.random.random() < 0.6 else self.random.choice(SINGLES[1:])
-
-    def two_places(self) -> tuple[Place, Place]:
-        """Where two things stand, side by side or one above the other, in either order."""
-        first, second = self.random.choice(PAIRS)
-        return (first, second) if self.random.random() < 0.5 else (second, first)
-
-    def _different(self, count: int) -> list[Noun]:
-        while len(set(nouns := self.random.sample(self.vocabulary, count))) < count:
-            pass
-        return nouns
-
-    def _allowed(self, *names: str) -> bool:
-        return held_out(*names) == self.evaluation
 
 
 def pair_group(draw: Draw) -> Iterator[Sample]:

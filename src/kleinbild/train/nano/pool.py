@@ -23,11 +23,12 @@ from torch import Tensor
 
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.tokenizer import PromptTokenizer
+from kleinbild.nano.scenes.draw import Draw
 from kleinbild.nano.scenes.lexicon import NOUNS, UNSEEN
 from kleinbild.nano.scenes.phrases import CENTER
 from kleinbild.nano.scenes.render import NATIVE, TOKEN, Grid, Placed, Scene, render
 from kleinbild.nano.scenes.sprites import sprites
-from kleinbild.nano.scenes.tasks import GRIDS, Draw, Sample, Task, readable, samples, scene
+from kleinbild.nano.scenes.tasks import GRIDS, Sample, Task, readable, samples, scene
 from kleinbild.train.checkpoint import load_state, save_state
 from kleinbild.train.nano.precision import mixed
 

@@ -16,9 +16,10 @@ from random import Random
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from kleinbild.nano.scenes.draw import Draw
 from kleinbild.nano.scenes.lexicon import BACKGROUND_BY_NAME, COLORS, NOUN_BY_NAME, SIZE_BY_WORD, Noun
 from kleinbild.nano.scenes.sprites import sprites
-from kleinbild.nano.scenes.tasks import Draw, samples
+from kleinbild.nano.scenes.tasks import samples
 from kleinbild.nano.specs import NANO
 
 NUM_SENTENCES = 40_000
