@@ -90,6 +90,7 @@ def nano_itself(
         Path, typer.Option("--out", metavar="DIR", show_default=False, help="Folder of the run. Default: runs/nano.")
     ] = Path("runs/nano"),
     minutes: Annotated[int, _length("--minutes", "Of the autoencoder. Default: 40.")] = 40,
+    sharpen_steps: Annotated[int, _length("--sharpen-steps", "Of the autoencoder, after that. Default: 2000.")] = 2000,
     steps: Annotated[int, _length("--steps", "Of the base model. Default: 20000.")] = 20_000,
     updates: Annotated[int, _length("--updates", "Of the student. Default: 550.")] = 550,
     finish_steps: Annotated[int, _length("--finish-steps", "Of the autoencoder, at last. Default: 2000.")] = 2000,
@@ -109,10 +110,12 @@ def nano_itself(
     DIR/weights/nano.safetensors` measures it.
     """
     from kleinbild.engine.runtime import choose_device
+    from kleinbild.train.nano.pool import Data
     from kleinbild.train.nano.whole import Plan, train_all
 
     chosen = choose_device(device)
-    for path in train_all(out, Plan(minutes, steps, updates, finish_steps, seed=seed), chosen, compiled=compiled):
+    plan = Plan(minutes, sharpen_steps, steps, updates, finish_steps, Data(seed))
+    for path in train_all(out, plan, chosen, compiled=compiled):
         result(str(path))
 
 

@@ -26,15 +26,24 @@ from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_state, save_state
 from kleinbild.train.muon import Muon, orthogonalize
 from kleinbild.train.nano import autoencoder as autoencoder_training
-from kleinbild.train.nano import distill, finish, flow
+from kleinbild.train.nano import distill, finish, flow, sharpen, stage
 from kleinbild.train.nano.export import export
-from kleinbild.train.nano.pool import CHANGE_WEIGHT, Pool, build_pool, draw_batch, weights_of
+from kleinbild.train.nano.pool import (
+    CHANGE_WEIGHT,
+    KEPT_WEIGHT,
+    Data,
+    Pool,
+    build_pool,
+    draw_batch,
+    to_tensor,
+    weights_of,
+)
 from kleinbild.train.nano.textures import random_texture
 from kleinbild.train.nano.tokenizer import save_tokenizer, take_up_tokenizer, train_tokenizer
 from kleinbild.train.nano.whole import Plan, train_all
 
 CPU = torch.device("cpu")
-NUM_SCENES = 120
+DATA = Data(num_scenes=120)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +63,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pool(run_folder: Path) -> Pool:
     model = flow.load_autoencoder(run_folder / "autoencoder.safetensors", NANO.autoencoder, CPU)
-    return build_pool(model, "1", NUM_SCENES, CPU, run_folder / "pool.pt")
+    return build_pool(model, DATA, 1, CPU, run_folder / "pool.pt")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +106,7 @@ def test_a_pool_holds_no_combination_kept_for_evaluation(pool: Pool) -> None:
     for grid, topics in pool.by_topic.items():
         assert all(not is_held_out(sample) for samples in topics.values() for sample in samples)
         assert all(sample.target.grid == grid for samples in topics.values() for sample in samples)
-    assert sum(map(len, pool.latents_SNC.values())) == len(pool.index) >= NUM_SCENES
+    assert sum(map(len, pool.latents_SNC.values())) == len(pool.index) >= DATA.num_scenes
     assert len(pool.latents_SNC) > 1
 
 
@@ -118,6 +127,10 @@ def test_what_changes_counts_more(pool: Pool) -> None:
     (gone,) = set(removal.references[0].placed) - set(removal.target.placed)
     assert weights.mean() == pytest.approx(1)
     assert weights[gone.row, gone.column] == pytest.approx(CHANGE_WEIGHT * weights.min())
+    elsewhere = next(sample for sample in pool.by_topic[NATIVE]["background"])
+    weights = weights_of(elsewhere.target, elsewhere.references).unflatten(0, NATIVE)
+    for kept in elsewhere.target.placed:
+        assert weights[kept.row, kept.column] == pytest.approx(KEPT_WEIGHT * weights.min())
 
 
 def test_a_name_reads_the_same_wherever_it_stands() -> None:
@@ -173,9 +186,9 @@ def test_training_resumes_to_the_same_weights(
     for folder in folders:
         folder.mkdir()
         save_file(load_file(run_folder / "autoencoder.safetensors"), folder / "autoencoder.safetensors")
-    flow.train(folders[0], 4, 0, CPU, NUM_SCENES)
-    flow.train(folders[1], 2, 0, CPU, NUM_SCENES)
-    flow.train(folders[1], 4, 0, CPU, NUM_SCENES)
+    flow.train(folders[0], 4, DATA, CPU)
+    flow.train(folders[1], 2, DATA, CPU)
+    flow.train(folders[1], 4, DATA, CPU)
     straight, resumed = (load_state(folder / "flow.pt") for folder in folders)
     assert straight is not None
     assert resumed is not None
@@ -184,21 +197,32 @@ def test_training_resumes_to_the_same_weights(
         assert torch.equal(tensor, resumed["average"][name]), name
 
 
+def test_a_run_that_learns_from_other_data_is_refused(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "BATCH_SIZES", (2, 2, 2))
+    monkeypatch.setattr(flow, "lesson_share", lambda _step: 0.0)  # lessons need a larger pool
+    save_file(load_file(run_folder / "autoencoder.safetensors"), tmp_path / "autoencoder.safetensors")
+    flow.train(tmp_path, 1, DATA, CPU)
+    with pytest.raises(SystemExit, match=r"began with Data\(seed=0,.* not Data\(seed=1,"):
+        flow.train(tmp_path, 2, replace(DATA, seed=1), CPU)
+
+
 def test_base_and_student_are_written_and_load(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flow, "BATCH_SIZES", (2, 2, 2))
     monkeypatch.setattr(flow, "lesson_share", lambda _step: 0.0)  # lessons need a larger pool
     monkeypatch.setattr(distill, "BATCH_SIZES", (2, 2, 2))
-    flow.train(run_folder, 2, 0, CPU, NUM_SCENES)
-    distill.train(run_folder, 2, 0, CPU, NUM_SCENES)
-    student, base_step = distill.begin_student(run_folder, CPU)
-    assert (student.step, base_step) == (2, 2)  # goes on
+    flow.train(run_folder, 2, DATA, CPU)
+    distill.train(run_folder, 2, CPU)
+    student, base_step, data = distill.begin_student(run_folder, CPU)
+    assert (student.step, base_step, data) == (2, 2, DATA)  # goes on
     save_state(run_folder / "student.pt", {**student.state(), "base_step": 1})
     assert distill.begin_student(run_folder, CPU)[0].step == 0  # the base has gone on: its old student is of no use
     with pytest.raises(SystemExit, match="its base was another"):
         export(run_folder, tmp_path / "weights")
-    distill.train(run_folder, 2, 0, CPU, NUM_SCENES)
+    distill.train(run_folder, 2, CPU)
     files = export(run_folder, tmp_path / "weights")
     assert {path.name for path in files} == {
         "nano.safetensors", "nano-base.safetensors", "text_encoder.safetensors", "autoencoder.safetensors"
@@ -208,7 +232,7 @@ def test_base_and_student_are_written_and_load(
     monkeypatch.setattr(
         flow, "train_tokenizer", lambda _seed: pytest.fail("weights know the vocabulary they began with")
     )
-    flow.train(tmp_path / "further", flow.STARTED_STEP + 1, 0, CPU, NUM_SCENES, start=tmp_path / "weights")
+    flow.train(tmp_path / "further", flow.STARTED_STEP + 1, DATA, CPU, start=tmp_path / "weights")
     further = load_state(tmp_path / "further" / "flow.pt")
     assert further is not None
     assert further["step"] == flow.STARTED_STEP + 1
@@ -229,7 +253,7 @@ def test_one_command_trains_all_and_goes_on(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(flow, "lesson_share", lambda _step: 0.0)  # lessons need a larger pool
     monkeypatch.setattr(distill, "BATCH_SIZES", (2, 2, 2))
     monkeypatch.setattr(finish, "NUM_OWN", 4)
-    plan = Plan(minutes=0.02, steps=2, updates=1, finish_steps=1, num_scenes=NUM_SCENES)
+    plan = Plan(minutes=0.02, sharpen_steps=1, steps=2, updates=1, finish_steps=1, data=DATA)
     files = train_all(tmp_path, plan, CPU)
     assert load_model(tmp_path / "weights" / "nano.safetensors").settings.distilled
     made = {path.name: path.read_bytes() for path in files}
@@ -240,6 +264,44 @@ def test_one_command_trains_all_and_goes_on(tmp_path: Path, monkeypatch: pytest.
     assert state["step"] == 3
 
 
+def test_sharpening_goes_on_to_the_same_weights(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "rate_factor", lambda *_steps: 1.0)  # else it depends on the number of steps
+    monkeypatch.setattr(sharpen, "SCENES", 2)
+    monkeypatch.setattr(sharpen, "TEXTURES", 1)
+    start = run_folder / "autoencoder.safetensors"
+    sharpen.train(tmp_path / "straight", start, 4, 0, CPU)
+    sharpen.train(tmp_path / "resumed", start, 2, 0, CPU)
+    sharpen.train(tmp_path / "resumed", start, 4, 0, CPU)
+    before = load_file(start)
+    straight, resumed = (load_file(tmp_path / name / "autoencoder.safetensors") for name in ("straight", "resumed"))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in straight.items())
+    changed = {name.split(".")[0] for name, tensor in straight.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"encoder", "decoder"}  # not the latents' statistics
+
+
+def test_sharpening_keeps_more_of_textures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "WARMUP_STEPS", 1)
+    monkeypatch.setattr(sharpen, "SCENES", 1)
+    monkeypatch.setattr(sharpen, "TEXTURES", 3)
+    start, generator = PACKAGED / "autoencoder.safetensors", np.random.default_rng(9)
+    textures = to_tensor(np.stack([random_texture(generator, 64) for _ in range(4)]))
+    model = flow.load_autoencoder(start, NANO.autoencoder, CPU)
+    model.decoder.conv_out.weight.mul_(0.5)  # spoilt: the packaged one has little left to learn
+    spoilt = autoencoder_training.psnr(model, textures)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "spoilt.safetensors")
+    sharpen.train(tmp_path, tmp_path / "spoilt.safetensors", 12, 0, CPU)
+    model = flow.load_autoencoder(tmp_path / "autoencoder.safetensors", NANO.autoencoder, CPU)
+    assert autoencoder_training.psnr(model, textures) > spoilt + 0.5
+
+
+def test_a_sharpened_autoencoder_stays_where_a_run_starts_from_weights(tmp_path: Path) -> None:
+    (tmp_path / "autoencoder.safetensors").write_bytes(b"sharpened")
+    flow.start_from(PACKAGED, tmp_path, flow.Flow(NANO))
+    assert (tmp_path / "autoencoder.safetensors").read_bytes() == b"sharpened"
+
+
 def test_the_last_stage_goes_on_to_the_same_weights(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,17 +310,17 @@ def test_the_last_stage_goes_on_to_the_same_weights(
     monkeypatch.setattr(distill, "BATCH_SIZES", (2, 2, 2))
     monkeypatch.setattr(finish, "BATCH_SIZES", (2, 2, 2))
     monkeypatch.setattr(finish, "NUM_OWN", 4)
-    monkeypatch.setattr(finish, "rate_factor", lambda _step, _num_steps: 1.0)  # else it depends on the number of steps
+    monkeypatch.setattr(stage, "rate_factor", lambda *_steps: 1.0)  # else it depends on the number of steps
     folders = [tmp_path / "straight", tmp_path / "resumed"]
     for folder in folders:
         shutil.copytree(run_folder, folder, ignore=shutil.ignore_patterns("*.pt"))
         with pytest.raises(SystemExit, match="no student"):
-            finish.train(folder, 1, 0, CPU, NUM_SCENES)
-        flow.train(folder, 1, 0, CPU, NUM_SCENES)
-        distill.train(folder, 1, 0, CPU, NUM_SCENES)
-    finish.train(folders[0], 4, 0, CPU, NUM_SCENES)
-    finish.train(folders[1], 2, 0, CPU, NUM_SCENES)
-    finish.train(folders[1], 4, 0, CPU, NUM_SCENES)
+            finish.train(folder, 1, CPU)
+        flow.train(folder, 1, DATA, CPU)
+        distill.train(folder, 1, CPU)
+    finish.train(folders[0], 4, CPU)
+    finish.train(folders[1], 2, CPU)
+    finish.train(folders[1], 4, CPU)
     straight, resumed = (state["autoencoder"] for folder in folders if (state := load_state(folder / "finish.pt")))
     for name, tensor in straight.items():
         assert torch.equal(tensor, resumed[name]), name
@@ -282,7 +344,7 @@ def test_the_autoencoder_learns_in_seconds(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(autoencoder_training, "WHOLE_BATCH", 1)
     monkeypatch.setattr(autoencoder_training, "NUM_MEASURED", 64)
     autoencoder_training.train(tmp_path, minutes=0.05)
-    model = flow.load_autoencoder(tmp_path / "autoencoder.safetensors", NANO.autoencoder, CPU)
+    model = flow.load_autoencoder(tmp_path / autoencoder_training.ROUGH, NANO.autoencoder, CPU)
     pictures = autoencoder_training.random_scenes(np.random.default_rng(9), 4, 64)
     fresh = Autoencoder(NANO.autoencoder)
     assert autoencoder_training.psnr(model, pictures) > autoencoder_training.psnr(fresh, pictures) + 1

@@ -37,7 +37,9 @@ SIZE_SHARES = {"*small": 0.2, "*big": 0.1, "": 0.7}  # of the sprites in trainin
 TURNED_SHARE = 0.3  # of them: turned and in other hues
 CROP_SHARE = 0.45  # of the time spent on crops
 CROP, CROP_BATCH, WHOLE_BATCH = 64, 32, 10
+ROUGH = "autoencoder-rough.safetensors"  # what it writes; `sharpen` goes on from it
 KL_WEIGHT = 4e-4
+SQUARED_WEIGHT = 2.0
 WARMUP_STEPS = 40
 DECAY_SHARE = 0.5
 NUM_MEASURED = 512  # scenes that the statistics are of
@@ -114,9 +116,9 @@ def loss_of(model: Autoencoder, x_BCHW: Tensor, noise_seed: int) -> tuple[Tensor
 
 
 def picture_loss(out_BCHW: Tensor, wanted_BCHW: Tensor) -> Tensor:
-    """Mean absolute error of the pixels, and of their differences at three scales: what is sharp stays sharp."""
+    """Mean absolute and squared error of the pixels, and of their differences at three scales: what is sharp stays sharp."""
     error = out_BCHW - wanted_BCHW
-    loss = error.abs().mean()
+    loss = error.abs().mean() + SQUARED_WEIGHT * error.square().mean()
     for scale in range(3):
         shrunk = F.avg_pool2d(error, 2**scale) if scale else error
         loss = loss + 0.5 / 3 * (shrunk.diff(dim=2).abs().mean() + shrunk.diff(dim=3).abs().mean())
@@ -189,7 +191,7 @@ def train(out: Path, minutes: float, seed: int = 0, device: str = "cpu") -> None
             )
     measure_statistics(model, seed)
     print(f"done: {step} steps, {psnr(model, held_out):.2f} dB on whole pictures", flush=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / "autoencoder.safetensors")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / ROUGH)
 
 
 def main() -> None:

@@ -15,10 +15,11 @@ import copy
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,18 +37,18 @@ from kleinbild.nano.specs import NANO
 from kleinbild.train.attention import leave_out_cudnn
 from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
 from kleinbild.train.muon import Muon
-from kleinbild.train.nano.pool import Batch, Pool, Topic, build_pool, draw_batch
+from kleinbild.train.nano.pool import NUM_SCENES, Batch, Data, Pool, Topic, build_pool, draw_batch
 from kleinbild.train.nano.precision import mixed
 from kleinbild.train.nano.tokenizer import save_tokenizer, take_up_tokenizer, train_tokenizer
 from kleinbild.train.optimizers import average
 
 EMBEDDING = "model.embed_tokens.weight"
 BATCH_SIZES = (36, 21, 15)  # native pictures by number of references: about equal work
-MIX = (0.41, 0.28, 0.31)  # how often a step has none, one, two references
+MIX = (0.33, 0.37, 0.30)  # how often a step has none, one, two references
 SHARES: tuple[Mapping[Topic, float], ...] = (  # of the topics in such a step: what is hard to learn comes more often
-    {"one": 0.10, "two": 0.13, "three": 0.10, "count": 0.12, "colored": 0.06, "sized": 0.16, "big": 0.33},
-    {"background": 0.13, "remove": 0.20, "add": 0.15, "replace": 0.24, "move": 0.12, "recolor": 0.10, "vary": 0.06},
-    {"object on background": 0.22, "object into scene": 0.39, "both objects": 0.39},
+    {"one": 0.12, "two": 0.15, "three": 0.14, "count": 0.15, "colored": 0.07, "sized": 0.18, "big": 0.19},
+    {"background": 0.18, "remove": 0.24, "add": 0.12, "replace": 0.26, "move": 0.08, "recolor": 0.07, "vary": 0.05},
+    {"object on background": 0.27, "object into scene": 0.36, "both objects": 0.37},
 )
 LESSON: Mapping[Topic, float] = {"lesson": 1.0}
 TIME_MEAN, TIME_SPREAD = 2.0, 1.4  # logit-normal
@@ -57,7 +58,7 @@ MUON_RATE, ADAM_RATE, WEIGHT_DECAY = 0.02, 2e-3, 0.05
 WARMUP_STEPS, DECAY_SHARE, EMA_DECAY = 150, 0.45, 0.998
 LESSON_STEPS, LESSON_END, LESSON_SHARE = 350, 1800, 0.06
 STARTED_STEP = 1300  # of weights that were trained before: amid the lessons, since the world may have new words
-NUM_SCENES, STEPS_A_POOL = 32_000, 2000
+STEPS_A_POOL = 2000
 SECONDS_A_CHECKPOINT = 120
 ALARM_STEP, ALARM_RESPONSE = 1200, 0.15
 
@@ -200,28 +201,27 @@ def lesson_share(step: int) -> float:
 
 def pools(
     autoencoder: Autoencoder,
-    seed: int,
+    data: Data,
     first_step: int,
     device: torch.device,
-    num_scenes: int,
     cache: Path,
-    num_new: int = 0,
 ) -> Iterator[Pool]:
     """One pool for each stretch of `STEPS_A_POOL` steps."""
     number = first_step // STEPS_A_POOL
     while True:
-        yield build_pool(autoencoder, f"{seed}-{number}", num_scenes, device, cache, num_new)
+        yield build_pool(autoencoder, data, number, device, cache)
         number += 1
 
 
 def start_from(weights: Path, out: Path, flow: Flow, num_new: int = 0) -> None:
-    """Takes up an exported model: its base weights into `flow`, its autoencoder and tokenizer into `out`.
+    """Takes up an exported model: its base weights into `flow`, its tokenizer into `out`, its autoencoder if none is there.
 
     The words of the last `num_new` nouns get tokens of their own, which begin as the mean of what they were cut into.
     """
     flow.transformer.load_state_dict(load_file(weights / "nano-base.safetensors"))
     text = load_file(weights / "text_encoder.safetensors")
-    shutil.copy(weights / "autoencoder.safetensors", out / "autoencoder.safetensors")
+    if not (out / "autoencoder.safetensors").exists():
+        shutil.copy(weights / "autoencoder.safetensors", out / "autoencoder.safetensors")
     pieces = take_up_tokenizer(weights / "tokenizer", out / "tokenizer", NOUNS[len(NOUNS) - num_new :])
     text[EMBEDDING] = widened(text[EMBEDDING], pieces, NANO.text_encoder.vocab_size)
     flow.text_encoder.load_state_dict(text)
@@ -236,18 +236,25 @@ def widened(rows_VD: Tensor, pieces: Mapping[int, list[int]], size: int) -> Tens
     return out_VD
 
 
+def data_of(state: Mapping[str, Any]) -> Data:
+    """What the run learns from whose `flow.pt` this is."""
+    return Data(**state["data"])
+
+
 def train(
-    out: Path, num_steps: int, seed: int, device: torch.device, num_scenes: int = NUM_SCENES, start: Path | None = None,
-    *, rate: float = 1.0, compiled: bool = False, num_new: int = 0,
+    out: Path, num_steps: int, data: Data, device: torch.device, start: Path | None = None, *, rate: float = 1.0,
+    compiled: bool = False,
 ) -> None:  # fmt: skip
-    torch.manual_seed(seed)
+    torch.manual_seed(data.seed)
     flow, state = Flow(NANO), load_state(out / "flow.pt")
+    if state is not None and (began := data_of(state)) != data:
+        raise SystemExit(f"{out / 'flow.pt'}: began with {began}, not {data}; give the same numbers, or another --out")
     if start is not None and state is None:
-        start_from(start, out, flow, num_new)
+        start_from(start, out, flow, data.num_new)
     if not (
         out / "tokenizer"
     ).exists():  # weights keep the vocabulary that they began with, whatever the world says now
-        save_tokenizer(train_tokenizer(seed), out / "tokenizer")
+        save_tokenizer(train_tokenizer(data.seed), out / "tokenizer")
     tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
     autoencoder = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
     run = begin(flow.to(device), scale=rate)
@@ -258,12 +265,12 @@ def train(
         return
     if compiled:
         run.flow.compile_blocks()
-    supply = pools(autoencoder, seed, run.step, device, num_scenes, out / "pool.pt", num_new)
+    supply = pools(autoencoder, data, run.step, device, out / "pool.pt")
     pool = next(supply)
     started = saved_at = time.monotonic()
     recent = torch.zeros(3, 2)
     while run.step < num_steps:
-        random = Random(f"{seed}-{run.step}")
+        random = Random(f"{data.seed}-{run.step}")
         generator = torch.Generator().manual_seed(random.getrandbits(60))
         lesson = random.random() < lesson_share(run.step)
         kind = 0 if lesson else random.choices(range(3), MIX)[0]
@@ -285,7 +292,7 @@ def train(
             pool = next(supply)
         if time.monotonic() - saved_at > SECONDS_A_CHECKPOINT or run.step == num_steps:
             saved_at = time.monotonic()
-            save_state(out / "flow.pt", run.state())
+            save_state(out / "flow.pt", {**run.state(), "data": asdict(data)})
 
 
 def main() -> None:
@@ -307,13 +314,11 @@ def main() -> None:
     train(
         arguments.out,
         arguments.steps,
-        arguments.seed,
+        Data(arguments.seed, arguments.scenes, arguments.new),
         device,
-        arguments.scenes,
         arguments.start,
         rate=arguments.rate,
         compiled=arguments.compile,
-        num_new=arguments.new,
     )
 
 

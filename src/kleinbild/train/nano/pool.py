@@ -34,9 +34,20 @@ from kleinbild.train.nano.precision import mixed
 
 Topic = Task | Literal["lesson"]  # every sample stands under its task; a lesson also under "lesson"
 
+NUM_SCENES = 32_000
 ENCODE_BATCH = 32
-CHANGE_WEIGHT = 3.0
+CHANGE_WEIGHT, KEPT_WEIGHT = 3.0, 2.0  # of tokens on which a thing comes or goes, and stays; others 1
 STRANGE = 0.6  # share of the objects of two references that no other picture shows like that
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What a run learns from: the seed of everything drawn, the scenes in a pool, nouns at the end of the list that come twice
+    as often. Stands in the run's state, so that every stage has the same."""
+
+    seed: int = 0
+    num_scenes: int = NUM_SCENES
+    num_new: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +96,13 @@ def is_lesson(sample: Sample) -> bool:
     return target == scene(target.background, (target.placed[0].code, CENTER), grid=target.grid)
 
 
-def build_pool(
-    autoencoder: Autoencoder, seed: str, num_scenes: int, device: torch.device, cache: Path, num_new: int = 0
-) -> Pool:
-    """Draws samples until they show `num_scenes` scenes, and encodes those, or reads them from `cache` if it is there."""
+def build_pool(autoencoder: Autoencoder, data: Data, number: int, device: torch.device, cache: Path) -> Pool:
+    """The run's pool of this number: draws samples until they show enough scenes, and encodes those, or reads them from
+    `cache` if it is there."""
     scenes: dict[Scene, None] = {}
     by_topic: dict[Grid, dict[Topic, list[Sample]]] = {grid: defaultdict(list) for grid in dict.fromkeys(GRIDS)}
-    for sample in samples(training_draw(Random(seed), num_new)):
-        if len(scenes) >= num_scenes:
+    for sample in samples(training_draw(Random(f"{data.seed}-{number}"), data.num_new)):
+        if len(scenes) >= data.num_scenes:
             break
         topics = by_topic[sample.target.grid]
         topics[sample.task].append(sample)
@@ -185,9 +195,11 @@ def to_batch(
 
 
 def weights_of(target: Scene, references: tuple[Scene, ...]) -> Tensor:
-    """How much each token (N,) counts, 1 on average: more where something is to come or to go."""
+    """How much each token (N,) counts, 1 on average: more where a thing is to come or to go, or to stay."""
     before = set(references[-1].placed) if references else set()
     weights = torch.ones(target.grid)
+    for item in before.intersection(target.placed):
+        weights[cell(item)] = KEPT_WEIGHT
     for item in before.symmetric_difference(target.placed):
         weights[cell(item)] = CHANGE_WEIGHT
     return (weights / weights.mean()).flatten()

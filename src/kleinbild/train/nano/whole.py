@@ -6,33 +6,37 @@ the same command. The same seed on the same machine, run without a stop, gives t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from kleinbild.train.nano import autoencoder, distill, finish, flow
+from kleinbild.train.nano import autoencoder, distill, finish, flow, sharpen
 from kleinbild.train.nano.export import export
+from kleinbild.train.nano.pool import Data
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long each stage takes: minutes of the autoencoder, steps of the base and of the last stage, updates of the student."""
+    """How long each stage takes: minutes of the autoencoder and steps that sharpen it, steps of the base and of the last stage,
+    updates of the student."""
 
     minutes: float = 40
+    sharpen_steps: int = 2000
     steps: int = 20_000
     updates: int = 550
     finish_steps: int = 2000
-    num_scenes: int = flow.NUM_SCENES
-    seed: int = 0
+    data: Data = field(default_factory=Data)
 
 
 def train_all(out: Path, plan: Plan, device: torch.device, *, compiled: bool = False) -> list[Path]:
     """Trains into `out`; the model is in `out/weights` at the end. Returns its weight files."""
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "autoencoder.safetensors").exists():
-        autoencoder.train(out, plan.minutes, plan.seed, device.type)
-    flow.train(out, plan.steps, plan.seed, device, plan.num_scenes, compiled=compiled)
-    distill.train(out, plan.updates, plan.seed, device, plan.num_scenes)
-    finish.train(out, plan.finish_steps, plan.seed, device, plan.num_scenes)
+        if not (out / autoencoder.ROUGH).exists():
+            autoencoder.train(out, plan.minutes, plan.data.seed, device.type)
+        sharpen.train(out, out / autoencoder.ROUGH, plan.sharpen_steps, plan.data.seed, device)
+    flow.train(out, plan.steps, plan.data, device, compiled=compiled)
+    distill.train(out, plan.updates, device)
+    finish.train(out, plan.finish_steps, device)
     return export(out, out / "weights")
