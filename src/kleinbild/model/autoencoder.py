@@ -48,12 +48,10 @@ class AttnBlock(nn.Module):
         self.proj_out = Pointwise(channels, channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        normed_BCHW = self.norm(x_BCHW)
-        q_B1NC, k_B1NC, v_B1NC = (
-            projection(normed_BCHW).flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
-            for projection in (self.q, self.k, self.v)
-        )
-        # Contiguous: over transposed views the last bits depend on the number of threads.
+        # Contiguous: over transposed views the last bits depend on the number of threads. Transposed before the projections,
+        # not after: of that the compiler makes code for bfloat16 on CPUs whose results are NaN (torch 2.13).
+        tokens_B1NC = self.norm(x_BCHW).flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
+        q_B1NC, k_B1NC, v_B1NC = (projection.of_tokens(tokens_B1NC) for projection in (self.q, self.k, self.v))
         h_B1NC = F.scaled_dot_product_attention(q_B1NC, k_B1NC, v_B1NC)
         h_BCHW = h_B1NC.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape)
         out: Tensor = x_BCHW + self.proj_out(h_BCHW)

@@ -31,6 +31,10 @@ class Pointwise(nn.Conv2d):
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__(num_in, num_out, 1)
 
+    def of_tokens(self, x_NC: Tensor) -> Tensor:
+        """The same of cells in rows (..., N, C)."""
+        return F.linear(x_NC, self.weight.flatten(1), self.bias)
+
     def forward(self, x_BCHW: Tensor) -> Tensor:
         assert self.bias is not None
         filled_BCHW = _fill(x_BCHW)

@@ -24,6 +24,7 @@ from kleinbild.engine.batcher import Batcher
 from kleinbild.engine.compiled import MAX_COMPILED, RACES, Compiled, ready
 from kleinbild.engine.picture import Picture
 from kleinbild.engine.runtime import Engine
+from kleinbild.model.autoencoder import AttnBlock
 from tests import tiny
 from tests.unit.engine.test_pipeline import A, request
 
@@ -228,3 +229,16 @@ def test_the_real_compiler(engine: Engine, tmp_path: Path, monkeypatch: pytest.M
         for _ in range(2):
             torch.testing.assert_close(mine.decode(latent), plain, rtol=1e-3, atol=1e-3)
     assert mine.notes == () or "ms instead of" in mine.notes[0]  # a machine that others use may find it slower
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler here")
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler
+def test_the_real_compiler_makes_right_attention_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code for projections that are transposed afterwards gave NaN on processors with these instructions."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.manual_seed(0)
+    block = AttnBlock(128, 4).to(torch.bfloat16)
+    with torch.inference_mode(), module._freezing(torch.device("cpu")):
+        x_BCHW = torch.randn(1, 128, 16, 16).to(torch.bfloat16)
+        made = torch.compile(block, dynamic=False, fullgraph=True)(x_BCHW)
+        torch.testing.assert_close(made, block(x_BCHW), rtol=2e-2, atol=2e-2)
