@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -27,10 +28,15 @@ class Valkey:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._socket.parent)
         until = time.monotonic() + START_SECONDS
-        while not self._socket.exists():
+        while not self._listens():
             if self._process.poll() is not None or time.monotonic() > until:
                 pytest.fail(f"it does not start: {self._log.read_text()}")
             time.sleep(0.01)
+
+    def _listens(self) -> bool:
+        """The socket is there a moment before somebody listens."""
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(self._socket)) == 0
 
     def stop(self) -> None:
         self._process.kill()

@@ -535,7 +535,7 @@ def test_other_numbers(dtype: str, tmp: Path) -> None:
     spec = load_model("nano").spec.transformer
     modules = adapters.in_blocks(spec)
     for seed, kind in enumerate(("lora", "dora", "lokr")):
-        registered(kind, Maker(seed, size=0.5).adapter(kind, modules, spec=spec), tmp)  # type: ignore[arg-type]
+        registered(kind, Maker(seed, size=0.7).adapter(kind, modules, spec=spec), tmp)  # type: ignore[arg-type]
     latents = []
     for precision in ("float32", dtype):
         engine = Engine("nano", dtype=precision)

@@ -237,7 +237,7 @@ def widened(rows_VD: Tensor, pieces: Mapping[int, list[int]], size: int) -> Tens
 
 
 def data_of(state: Mapping[str, Any]) -> Data:
-    """What the run learns from whose `flow.pt` this is."""
+    """What the run learns from whose state this is."""
     return Data(**state["data"])
 
 

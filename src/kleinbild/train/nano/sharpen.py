@@ -37,7 +37,7 @@ DECAY_SHARE = 0.6
 def step_loss(autoencoder: Autoencoder, before: Autoencoder, device: torch.device, seed: int, step: int) -> Tensor:
     """How far pictures come out from what went in, and how far latents of the world have moved from those `before`."""
     wanted_BCHW = pictures(np.random.default_rng((seed, 6, step)), SCENES, TEXTURES, device)
-    generator = torch.Generator().manual_seed(step)
+    generator = torch.Generator().manual_seed((seed << 32) + step)
     with mixed(device):
         with torch.no_grad():
             anchors_BDrc = before.encode(wanted_BCHW[:SCENES]).float()
