@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from kleinbild.core.errors import OutputError
 from kleinbild.model.autoencoder import Autoencoder
@@ -50,6 +50,12 @@ def load_state(path: Path) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def save_autoencoder(autoencoder: Autoencoder, path: Path) -> None:
+    """Writes its weights, whole or not at all, for `load_autoencoder`."""
+    state = {name: tensor.contiguous() for name, tensor in autoencoder.state_dict().items()}
+    replace_whole(path, lambda place: save_file(state, place))
 
 
 def load_autoencoder(path: Path, spec: AutoencoderSpec, device: torch.device) -> Autoencoder:

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kleinbild.model.autoencoder import AttnBlock, Autoencoder, Downsample, ResnetBlock, Upsample
@@ -28,7 +27,7 @@ from kleinbild.nano.scenes.render import CELL, SIDE, background_pixels, composit
 from kleinbild.nano.scenes.sprites import NUM_TURNS, sprite, sprites, turned_code
 from kleinbild.nano.specs import NANO
 from kleinbild.train.attention import leave_out_cudnn
-from kleinbild.train.checkpoint import load_state, save_state
+from kleinbild.train.checkpoint import load_state, save_autoencoder, save_state
 from kleinbild.train.muon import Muon
 from kleinbild.train.nano.pool import to_tensor
 from kleinbild.train.nano.precision import mixed
@@ -191,7 +190,7 @@ def train(out: Path, minutes: float, seed: int = 0, device: str = "cpu") -> None
             )
     measure_statistics(model, seed)
     print(f"done: {step} steps, {psnr(model, held_out):.2f} dB on whole pictures", flush=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / ROUGH)
+    save_autoencoder(model, out / ROUGH)
 
 
 def main() -> None:

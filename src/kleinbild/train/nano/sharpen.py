@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.nano.specs import NANO
-from kleinbild.train.checkpoint import load_autoencoder
+from kleinbild.train.checkpoint import load_autoencoder, save_autoencoder
 from kleinbild.train.nano.autoencoder import picture_loss
 from kleinbild.train.nano.precision import mixed
 from kleinbild.train.nano.stage import pictures, train_on
@@ -55,7 +54,7 @@ def train(out: Path, start: Path, num_steps: int, seed: int, device: torch.devic
     autoencoder = copy.deepcopy(before)
     loss_at = partial(step_loss, autoencoder, before, device, seed)
     train_on(autoencoder, out / "sharpen.pt", num_steps, lambda: loss_at, after={}, decay_share=DECAY_SHARE)
-    save_file({k: v.contiguous() for k, v in autoencoder.state_dict().items()}, out / "autoencoder.safetensors")
+    save_autoencoder(autoencoder, out / "autoencoder.safetensors")
 
 
 def main() -> None:
