@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import BinaryIO
@@ -20,14 +22,16 @@ from kleinbild.model.catalog import PACKAGED
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.model.weights import load_model
 from kleinbild.nano.scenes.lexicon import COLORS, NOUNS
-from kleinbild.nano.scenes.render import NATIVE
-from kleinbild.nano.scenes.tasks import is_held_out
+from kleinbild.nano.scenes.render import NATIVE, SIDE, render
+from kleinbild.nano.scenes.tasks import is_held_out, samples
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_state, save_state
 from kleinbild.train.muon import Muon, orthogonalize
 from kleinbild.train.nano import autoencoder as autoencoder_training
 from kleinbild.train.nano import distill, finish, flow, sharpen, stage
+from kleinbild.train.nano import pool as pool_module
 from kleinbild.train.nano.export import export
+from kleinbild.train.nano.metric import pixel_metric, root_of_loss
 from kleinbild.train.nano.pool import (
     CHANGE_WEIGHT,
     KEPT_WEIGHT,
@@ -36,6 +40,7 @@ from kleinbild.train.nano.pool import (
     build_pool,
     draw_batch,
     to_tensor,
+    training_draw,
     weights_of,
 )
 from kleinbild.train.nano.textures import random_texture
@@ -44,6 +49,14 @@ from kleinbild.train.nano.whole import Plan, train_all
 
 CPU = torch.device("cpu")
 DATA = Data(num_scenes=120)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_are_measured() -> Iterator[None]:
+    """One picture says how much errors show, instead of eight: 2 s for a pool, not 16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool_module, "NUM_MEASURED", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -330,11 +343,48 @@ def test_the_last_stage_goes_on_to_the_same_weights(
     assert {name.split(".")[0] for name in changed} == {"encoder", "decoder"}  # not the latents' statistics
 
 
+def test_an_error_in_a_box_counts_more() -> None:
+    scenes = list(
+        islice((s.target for s in samples(training_draw(Random(1))) if s.target.grid == NATIVE and s.target.placed), 3)
+    )
+    weights = finish.box_weights(scenes)
+    assert weights.shape == (3, 1, SIDE, SIDE)
+    for weights_1HW, each in zip(weights, scenes, strict=True):
+        inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+        for item in each.placed:
+            left, top, right, bottom = item.box
+            inside[top:bottom, left:right] = True
+        assert (weights_1HW[0][inside] == finish.BOX_WEIGHT).all()
+        assert (weights_1HW[0][~inside] == 1).all()
+
+
+def test_the_metric_tells_how_much_an_error_shows() -> None:
+    model = flow.load_autoencoder(PACKAGED / "autoencoder.safetensors", NANO.autoencoder, CPU)
+    scenes = list(islice((s.target for s in samples(training_draw(Random(2))) if s.target.grid == NATIVE), 4))
+    latents_BCrc = model.encode(to_tensor(np.stack([render(each) for each in scenes])))
+    metric_CC = pixel_metric(model, latents_BCrc[:1])
+    values, vectors = torch.linalg.eigh(metric_CC)
+    shade, detail = vectors[:, -1], vectors[:, 10]
+
+    def shows(direction_C: torch.Tensor) -> float:
+        moved = model.decode(latents_BCrc[1:] + 0.3 * direction_C[:, None, None]) - model.decode(latents_BCrc[1:])
+        return float(moved.square().mean())
+
+    assert values[-1] > 30 * values.median()
+    assert shows(shade) > 15 * shows(detail)  # of other pictures
+    root_CC = root_of_loss(metric_CC)
+    white = torch.randn(20_000, 128, generator=torch.Generator().manual_seed(0))
+    assert float((white @ root_CC).square().mean()) == pytest.approx(1, rel=0.03)
+    assert float((shade @ root_CC).square().sum()) == pytest.approx(float(1 + values[-1]) / 2, rel=0.01)
+
+
 def test_textures_are_pictures_of_their_own() -> None:
     textures = [random_texture(np.random.default_rng(seed), 128) for seed in range(30)]
     assert all(np.array_equal(texture, random_texture(np.random.default_rng(3), 128)) for texture in textures[3:4])
     assert all(texture.shape == (128, 128, 3) and texture.dtype == np.uint8 for texture in textures)
-    assert np.mean([texture.std() for texture in textures]) > 20  # none of them flat
+    flat = [texture.std(axis=(0, 1)).max() == 0 for texture in textures]
+    assert 0 < sum(flat) < 10
+    assert np.mean([texture.std() for texture in textures]) > 20
     gray = [np.ptp(texture.astype(int), axis=2).max() <= 1 for texture in textures]
     assert 0 < sum(gray) < 15
 

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.tokenizer import PromptTokenizer
-from kleinbild.nano.scenes.render import NATIVE, Scene, render
+from kleinbild.nano.scenes.oracle import box_slices
+from kleinbild.nano.scenes.render import NATIVE, SIDE, Scene, render
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder, load_state
 from kleinbild.train.nano.autoencoder import picture_loss
@@ -36,7 +37,8 @@ from kleinbild.train.nano.stage import pictures, train_on
 
 NUM_OWN = 6000  # the student's pictures that a run learns from
 LEFT_OUT = 0.1  # of them: those furthest from what was asked, at times another thing altogether
-OWN, SCENES, TEXTURES = 5, 3, 4  # pictures in a step
+OWN, SCENES, TEXTURES = 6, 2, 4  # pictures in a step
+BOX_WEIGHT = 2.0  # what an error in a thing's box is multiplied by
 ANCHOR_WEIGHT = 10.0  # of the squared distance that latents of the world have moved, in their spreads
 
 
@@ -77,16 +79,28 @@ def step_loss(
     generator = np.random.default_rng((seed, 5, step))
     device = latents_SNC.device
     own = generator.integers(len(scenes), size=OWN)
-    wanted = to_tensor(np.stack([render(scenes[index]) for index in own])).to(device)
-    others = pictures(generator, SCENES, TEXTURES, device)
+    asked = [scenes[index] for index in own]
+    wanted_BCHW = to_tensor(np.stack([render(scene) for scene in asked])).to(device)
+    others_BCHW = pictures(generator, SCENES, TEXTURES, device)
+    weights_B1HW = torch.cat((box_weights(asked).to(device), torch.ones_like(others_BCHW[:, :1])))
     made_BDrc = latents_SNC[own].float().mT.unflatten(2, NATIVE)
     with mixed(device):
         with torch.no_grad():
-            anchors_BDrc = before.encode(others[:SCENES]).float()
-        encoded_BDrc = autoencoder.encode(others).float()
+            anchors_BDrc = before.encode(others_BCHW[:SCENES]).float()
+        encoded_BDrc = autoencoder.encode(others_BCHW).float()
         out_BCHW = autoencoder.decode(torch.cat((made_BDrc, encoded_BDrc)))
     moved = F.mse_loss(encoded_BDrc[:SCENES], anchors_BDrc)
-    return picture_loss(out_BCHW.float(), torch.cat((wanted, others))) + ANCHOR_WEIGHT * moved
+    wanted_BCHW = torch.cat((wanted_BCHW, others_BCHW))
+    return picture_loss(out_BCHW.float() * weights_B1HW, wanted_BCHW * weights_B1HW) + ANCHOR_WEIGHT * moved
+
+
+def box_weights(scenes: list[Scene]) -> Tensor:
+    """What the errors of the pixels (B, 1, H, W) of native pictures are multiplied by."""
+    weights_B1HW = torch.ones(len(scenes), 1, SIDE, SIDE)
+    for weights_HW, scene in zip(weights_B1HW[:, 0], scenes, strict=True):
+        for item in scene.placed:
+            weights_HW[box_slices(item)] = BOX_WEIGHT
+    return weights_B1HW
 
 
 def train(out: Path, num_steps: int, device: torch.device) -> None:

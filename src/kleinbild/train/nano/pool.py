@@ -30,12 +30,14 @@ from kleinbild.nano.scenes.render import NATIVE, TOKEN, Grid, Placed, Scene, ren
 from kleinbild.nano.scenes.sprites import sprites
 from kleinbild.nano.scenes.tasks import GRIDS, Sample, Task, readable, samples, scene
 from kleinbild.train.checkpoint import load_state, save_state
+from kleinbild.train.nano.metric import PIXEL_SHARE, pixel_metric, root_of_loss
 from kleinbild.train.nano.precision import mixed
 
 Topic = Task | Literal["lesson"]  # every sample stands under its task; a lesson also under "lesson"
 
 NUM_SCENES = 32_000
 ENCODE_BATCH = 32
+NUM_MEASURED = 8  # pictures that say how much an error of the latents shows
 CHANGE_WEIGHT, KEPT_WEIGHT = 3.0, 2.0  # of tokens on which a thing comes or goes, and stays; others 1
 STRANGE = 0.6  # share of the objects of two references that no other picture shows like that
 
@@ -57,13 +59,14 @@ class Pool:
     latents_SNC: dict[Grid, Tensor]
     index: dict[Scene, int]  # among those of its size
     by_topic: dict[Grid, dict[Topic, list[Sample]]]
+    root_CC: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Samples of one size and equally many references, ready for a step.
 
-    `weights_BN`: how much the error of each token counts.
+    `weights_BN`: how much the error of each token counts. `root_CC`: what its channels are multiplied by before they are squared.
     """
 
     target_BNC: Tensor
@@ -72,6 +75,7 @@ class Batch:
     weights_BN: Tensor
     ids_BL: Tensor
     mask_BL: Tensor
+    root_CC: Tensor
     grid: Grid = NATIVE
 
 
@@ -111,21 +115,25 @@ def build_pool(autoencoder: Autoencoder, data: Data, number: int, device: torch.
         scenes |= dict.fromkeys((*sample.references, sample.target))
     of_size = {grid: [each for each in scenes if each.grid == grid] for grid in by_topic}
     index = {each: number for group in of_size.values() for number, each in enumerate(group)}
-    return Pool(_cached_latents(autoencoder, of_size, device, cache), index, by_topic)
+    latents, root_CC = _cached_latents(autoencoder, of_size, device, cache)
+    return Pool(latents, index, by_topic, root_CC)
 
 
 def _cached_latents(
     autoencoder: Autoencoder, scenes: dict[Grid, list[Scene]], device: torch.device, cache: Path
-) -> dict[Grid, Tensor]:
-    """Encoding a pool takes minutes: a run that resumes reads it. Another autoencoder or other scenes do not match."""
+) -> tuple[dict[Grid, Tensor], Tensor]:
+    """Latents by size, and the root of their loss. Encoding a pool takes minutes: a run that resumes reads it. Another
+    autoencoder or other scenes do not match."""
     weights = torch.cat([p.detach().flatten()[:64].cpu() for p in autoencoder.parameters()])
-    key = hashlib.sha256(weights.numpy().tobytes() + repr(scenes).encode()).hexdigest()
+    key = hashlib.sha256(weights.numpy().tobytes() + repr((scenes, NUM_MEASURED, PIXEL_SHARE)).encode()).hexdigest()
     state = load_state(cache)
     if state is None or state["key"] != key:
         latents = {grid: encode_scenes(autoencoder, group, device).cpu() for grid, group in scenes.items() if group}
-        state = {"key": key, "latents": latents}
+        some_BNC = latents[NATIVE][:NUM_MEASURED].to(device)
+        metric_CC = pixel_metric(autoencoder, some_BNC.mT.unflatten(2, NATIVE))
+        state = {"key": key, "latents": latents, "root": root_of_loss(metric_CC).cpu()}
         save_state(cache, state)
-    return {grid: latents.to(device) for grid, latents in state["latents"].items()}
+    return {grid: latents.to(device) for grid, latents in state["latents"].items()}, state["root"].to(device)
 
 
 @torch.no_grad()
@@ -190,6 +198,7 @@ def to_batch(
         weights_BN=torch.stack(weights).to(device),
         ids_BL=torch.stack([t.ids for t in tokenized]).to(device),
         mask_BL=torch.stack([t.mask for t in tokenized]).to(device),
+        root_CC=pool.root_CC,
         grid=grid,
     )
 

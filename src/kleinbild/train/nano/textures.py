@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+FLAT_SHARE = 0.1
 LARGEST, SMALLEST = 0.6, 0.03  # leaves' radii, of the picture's side
 NUM_LEAVES = (40, 500)
 NUM_LINES = (3, 9)
@@ -22,7 +23,10 @@ CHARACTERS = string.ascii_letters + string.digits + " .,-()&"
 
 
 def random_texture(generator: np.random.Generator, side: int) -> NDArray[np.uint8]:
-    """A picture (side, side, 3): cloudy ground, mostly leaves on it, at times letters, at times out of focus."""
+    """A picture (side, side, 3): cloudy ground, mostly leaves on it, at times letters, at times out of focus. Some are of one
+    colour alone, any."""
+    if generator.random() < FLAT_SHARE:
+        return np.full((side, side, 3), generator.integers(0, 256, 3), np.uint8)
     light = clouds(generator, side, 1)
     colors = palette(generator)
     picture = Image.fromarray(_mixed(colors[0], colors[1], light))
