@@ -96,8 +96,11 @@ class Servers:
     def stop(self) -> None:
         for process in self.running.values():
             process.terminate()
-        for name, process in self.running.items():
-            assert process.wait(PATIENCE_S) == 0, log_of(self.folder / name).read_text()
+        codes = {
+            name: process.wait(PATIENCE_S) for name, process in self.running.items()
+        }  # first all: none is left behind
+        for name, code in codes.items():
+            assert code == 0, log_of(self.folder / name).read_text()
             assert "Traceback" not in log_of(self.folder / name).read_text()
 
     def rows(self, query: str) -> list[Any]:

@@ -16,13 +16,14 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
+from sqlalchemy.exc import DBAPIError
 
 from kleinbild.core.callers import Caller
 from kleinbild.core.errors import RequestError
 from kleinbild.core.training import Checkpointed, Failed, Progressed, Started, Warned, to_line
 from kleinbild.gateway.app import create_app
 from kleinbild.gateway.errors import ApiError
-from kleinbild.gateway.flow import authenticate
+from kleinbild.gateway.flow import authenticate, tune
 from kleinbild.gateway.flow.results import metrics_csv
 from kleinbild.gateway.flow.tune import check_archive, write_recipe
 from kleinbild.gateway.lifespan import open_services
@@ -273,6 +274,31 @@ async def test_the_end_is_told_to_webhooks_that_want_it(client: httpx2.AsyncClie
     body = json.loads(told.body)
     assert (body["object"], body["type"], body["data"]) == ("event", "fine_tuning.job.cancelled", {"id": job})
     assert receiver.wait("/other", 0) == []
+
+
+async def test_a_database_that_is_gone_for_a_while_is_waited_for(
+    client: httpx2.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tune, "AGAIN_SECONDS", 0.01)
+    waiting, failures = (
+        tunings.waiting,
+        [DBAPIError("", None, Exception()), ValueError("a bug"), DBAPIError("", None, Exception())],
+    )
+
+    async def failing(*arguments: Any) -> Tuning | None:
+        if failures:
+            raise failures.pop()
+        return await waiting(*arguments)
+
+    monkeypatch.setattr(tunings, "waiting", failing)
+    job = (await created(client, recipe={"steps": 50})).json()
+    async with asyncio.timeout(10):
+        while job["status"] == "validating_files":
+            await asyncio.sleep(0.02)
+            job = (await client.get(f"/v1/fine_tuning/jobs/{job['id']}")).json()
+    assert not failures
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ValueError]
+    await client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
 
 
 async def test_a_server_that_stops_while_it_keeps_what_it_heard_locks_nothing(

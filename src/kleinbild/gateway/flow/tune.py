@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from kleinbild.core.errors import KleinbildError, ModelError, RequestError
 from kleinbild.core.training import Checkpointed, Failed, Finished, Progressed, Started, TrainingEvent, Validated
@@ -77,6 +77,8 @@ class Tunings:
                     await see_to(tuning)
                 finally:
                     self._under_way.discard(tuning.id)
+            except DBAPIError:
+                await asyncio.sleep(AGAIN_SECONDS)  # the database is not there; what waits is found when it is
             except Exception:
                 log.exception("a fine-tuning job could not be seen to; trying again")
                 await asyncio.sleep(AGAIN_SECONDS)
