@@ -96,9 +96,8 @@ class Servers:
     def stop(self) -> None:
         for process in self.running.values():
             process.terminate()
-        codes = {
-            name: process.wait(PATIENCE_S) for name, process in self.running.items()
-        }  # first all: none is left behind
+        # Of all first, so that none is left behind by what is asserted.
+        codes = {name: process.wait(PATIENCE_S) for name, process in self.running.items()}
         for name, code in codes.items():
             assert code == 0, log_of(self.folder / name).read_text()
             assert "Traceback" not in log_of(self.folder / name).read_text()

@@ -280,10 +280,8 @@ async def test_a_database_that_is_gone_for_a_while_is_waited_for(
     client: httpx2.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(tune, "AGAIN_SECONDS", 0.01)
-    waiting, failures = (
-        tunings.waiting,
-        [DBAPIError("", None, Exception()), ValueError("a bug"), DBAPIError("", None, Exception())],
-    )
+    waiting = tunings.waiting
+    failures = [DBAPIError("", None, Exception()), ValueError("a bug"), DBAPIError("", None, Exception())]
 
     async def failing(*arguments: Any) -> Tuning | None:
         if failures:

@@ -80,8 +80,9 @@ def step_loss(
     device = latents_SNC.device
     own = generator.integers(len(scenes), size=OWN)
     asked = [scenes[index] for index in own]
-    wanted_BCHW = to_tensor(np.stack([render(scene) for scene in asked])).to(device)
+    asked_BCHW = to_tensor(np.stack([render(scene) for scene in asked])).to(device)
     others_BCHW = pictures(generator, SCENES, TEXTURES, device)
+    wanted_BCHW = torch.cat((asked_BCHW, others_BCHW))
     weights_B1HW = torch.cat((box_weights(asked).to(device), torch.ones_like(others_BCHW[:, :1])))
     made_BDrc = latents_SNC[own].float().mT.unflatten(2, NATIVE)
     with mixed(device):
@@ -90,7 +91,6 @@ def step_loss(
         encoded_BDrc = autoencoder.encode(others_BCHW).float()
         out_BCHW = autoencoder.decode(torch.cat((made_BDrc, encoded_BDrc)))
     moved = F.mse_loss(encoded_BDrc[:SCENES], anchors_BDrc)
-    wanted_BCHW = torch.cat((wanted_BCHW, others_BCHW))
     return picture_loss(out_BCHW.float() * weights_B1HW, wanted_BCHW * weights_B1HW) + ANCHOR_WEIGHT * moved
 
 

@@ -4,7 +4,7 @@ Of nano's 128 latent channels a few directions say what colour a patch has. They
 and half of what an error does to the pixels (measured), so a loss that counts all channels alike leaves things in the
 wrong shade. Half of the loss counts the latents as they are, half by the pixels.
 
-Shape suffixes: B pictures, C latent channels, D rows and c columns of tokens, H W pixels.
+Shape suffixes: B pictures, C latent channels, D rows and c columns of tokens, P values of a picture.
 """
 
 from __future__ import annotations
