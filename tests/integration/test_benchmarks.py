@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -18,14 +19,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kleinbild.model.attention import ReferenceCache
+from kleinbild.model.catalog import PACKAGED
 from kleinbild.model.packing import Segment, pack
 from kleinbild.model.transformer import Flux2Transformer
 from kleinbild.model.weights import check, load_model
 from kleinbild.nano.evaluate import GOALS
+from kleinbild.train.nano import distill, finish, flow, pool, sharpen
+from kleinbild.train.nano.pool import Data
+from kleinbild.train.nano.whole import Plan
 from tests import tiny
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -148,6 +154,41 @@ def test_what_nano_keeps_of_photographs(run: Program, tmp_path: Path) -> None:
     assert figures["edit"] < figures["autoencoder"]
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (2 * 128, 3 * 128)
+
+
+def test_training_nano_is_timed_and_fills_its_time(
+    run: Program, load: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "NUM_MEASURED", 1)
+    monkeypatch.setattr(finish, "NUM_OWN", 4)
+    monkeypatch.setattr(flow, "lesson_share", lambda _step: 0.0)  # lessons need a larger pool
+    for module in (flow, distill, finish):
+        monkeypatch.setattr(module, "BATCH_SIZES", (2, 2, 2))
+    for module in (sharpen, finish):
+        monkeypatch.setattr(module, "TEXTURES", 1)
+        monkeypatch.setattr(module, "SCENES", 1)
+    few = Data(num_scenes=120)
+    monkeypatch.setattr(load("train_nano"), "Plan", partial(Plan, data=few))
+    given = (
+        "--device",
+        "cpu",
+        "--scales",
+        "1,2",
+        "--steps",
+        "1",
+        "--scenes",
+        "120",
+        "--within",
+        "0.1",
+        "--out",
+        tmp_path,
+    )
+    _, result = run("train_nano", *given)
+    assert result["seconds"].keys() == {"sharpen", "base", "student", "finish"}
+    assert all(by_scale["1"] > 0 for by_scale in result["seconds"].values())
+    for name in ("nano", "nano-base", "autoencoder"):
+        before, after = (load_file(folder / f"{name}.safetensors") for folder in (PACKAGED, tmp_path / "weights"))
+        assert any(not torch.equal(tensor, before[key]) for key, tensor in after.items()), name
 
 
 def test_cached_references_on_nano(run: Program) -> None:

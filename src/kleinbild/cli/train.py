@@ -92,7 +92,7 @@ def nano_itself(
     minutes: Annotated[int, _length("--minutes", "Of the autoencoder. Default: 40.")] = 40,
     sharpen_steps: Annotated[int, _length("--sharpen-steps", "Of the autoencoder, after that. Default: 2000.")] = 2000,
     steps: Annotated[int, _length("--steps", "Of the base model. Default: 20000.")] = 20_000,
-    updates: Annotated[int, _length("--updates", "Of the student. Default: 550.")] = 550,
+    updates: Annotated[int, _length("--updates", "Of the student. Default: 3500.")] = 3500,
     finish_steps: Annotated[int, _length("--finish-steps", "Of the autoencoder, at last. Default: 2000.")] = 2000,
     seed: Annotated[
         int, typer.Option("--seed", metavar="N", parser=options.read_seed, show_default=False, help="Default: 0.")
@@ -100,22 +100,29 @@ def nano_itself(
     device: Annotated[
         str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 or mps. Default: the best here.")
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--start", metavar="DIR", help="Weights of nano to go on from, without --minutes: a run's DIR/weights."
+        ),
+    ] = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the blocks: faster after the first minutes.")
     ] = False,
 ) -> None:
-    """Train nano itself, from nothing, on the world that it is drawn from.
+    """Train nano itself, from nothing or further, on the world that it is drawn from.
 
     The same command goes on after a stop. The model is in DIR/weights at the end; `kleinbild nano eval -m
     DIR/weights/nano.safetensors` measures it.
     """
     from kleinbild.engine.runtime import choose_device
+    from kleinbild.train.nano.compute import Compute
     from kleinbild.train.nano.pool import Data
     from kleinbild.train.nano.whole import Plan, train_all
 
     chosen = choose_device(device)
-    plan = Plan(minutes, sharpen_steps, steps, updates, finish_steps, Data(seed))
-    for path in train_all(out, plan, chosen, compiled=compiled):
+    plan = Plan(minutes, sharpen_steps, steps, updates, finish_steps, Data(seed), start)
+    for path in train_all(out, plan, Compute.on(chosen), compiled=compiled):
         result(str(path))
 
 

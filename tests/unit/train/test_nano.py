@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from kleinbild.core.errors import ModelError
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.catalog import PACKAGED
 from kleinbild.model.tokenizer import PromptTokenizer
@@ -30,6 +32,7 @@ from kleinbild.train.muon import Muon, orthogonalize
 from kleinbild.train.nano import autoencoder as autoencoder_training
 from kleinbild.train.nano import distill, finish, flow, sharpen, stage
 from kleinbild.train.nano import pool as pool_module
+from kleinbild.train.nano.compute import Compute
 from kleinbild.train.nano.export import export
 from kleinbild.train.nano.metric import pixel_metric, root_of_loss
 from kleinbild.train.nano.pool import (
@@ -38,7 +41,8 @@ from kleinbild.train.nano.pool import (
     Data,
     Pool,
     build_pool,
-    draw_batch,
+    draft,
+    to_batch,
     to_tensor,
     training_draw,
     weights_of,
@@ -48,6 +52,7 @@ from kleinbild.train.nano.tokenizer import save_tokenizer, take_up_tokenizer, tr
 from kleinbild.train.nano.whole import Plan, train_all
 
 CPU = torch.device("cpu")
+HERE = Compute(CPU)
 DATA = Data(num_scenes=120)
 
 
@@ -76,7 +81,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pool(run_folder: Path) -> Pool:
     model = flow.load_autoencoder(run_folder / "autoencoder.safetensors", NANO.autoencoder, CPU)
-    return build_pool(model, DATA, 1, CPU, run_folder / "pool.pt")
+    return build_pool(model, DATA, 1, HERE, run_folder / "pool.pt")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +130,9 @@ def test_a_pool_holds_no_combination_kept_for_evaluation(pool: Pool) -> None:
 
 def test_a_batch_follows_its_seed(pool: Pool, tokenizer: PromptTokenizer) -> None:
     for seed in range(6):
-        first, again = (draw_batch(pool, flow.SHARES[2], 6, Random(seed), tokenizer, dropout=0.5) for _ in range(2))
+        first, again = (
+            to_batch(pool, draft(pool, flow.SHARES[2], 6, Random(seed), tokenizer, dropout=0.5)) for _ in range(2)
+        )
         assert torch.equal(first.ids_BL, again.ids_BL)
         assert torch.equal(first.references_BKC, again.references_BKC)
         num_tokens = first.grid[0] * first.grid[1]
@@ -179,7 +186,7 @@ def test_new_words_are_read_whole_and_the_old_ones_as_before(tmp_path: Path) -> 
 def test_a_few_steps_lower_the_loss(pool: Pool, tokenizer: PromptTokenizer) -> None:
     torch.manual_seed(0)
     run = flow.begin(flow.Flow(NANO))
-    batch = draw_batch(pool, flow.SHARES[1], 4, Random(0), tokenizer)
+    batch = to_batch(pool, draft(pool, flow.SHARES[1], 4, Random(0), tokenizer))
     times = torch.full((len(batch.ids_BL),), 0.8)
     losses = []
     for _ in range(8):
@@ -199,9 +206,9 @@ def test_training_resumes_to_the_same_weights(
     for folder in folders:
         folder.mkdir()
         save_file(load_file(run_folder / "autoencoder.safetensors"), folder / "autoencoder.safetensors")
-    flow.train(folders[0], 4, DATA, CPU)
-    flow.train(folders[1], 2, DATA, CPU)
-    flow.train(folders[1], 4, DATA, CPU)
+    flow.train(folders[0], 4, DATA, HERE)
+    flow.train(folders[1], 2, DATA, HERE)
+    flow.train(folders[1], 4, DATA, HERE)
     straight, resumed = (load_state(folder / "flow.pt") for folder in folders)
     assert straight is not None
     assert resumed is not None
@@ -216,9 +223,9 @@ def test_a_run_that_learns_from_other_data_is_refused(
     monkeypatch.setattr(flow, "BATCH_SIZES", (2, 2, 2))
     monkeypatch.setattr(flow, "lesson_share", lambda _step: 0.0)  # lessons need a larger pool
     save_file(load_file(run_folder / "autoencoder.safetensors"), tmp_path / "autoencoder.safetensors")
-    flow.train(tmp_path, 1, DATA, CPU)
+    flow.train(tmp_path, 1, DATA, HERE)
     with pytest.raises(SystemExit, match=r"began with Data\(seed=0,.* not Data\(seed=1,"):
-        flow.train(tmp_path, 2, replace(DATA, seed=1), CPU)
+        flow.train(tmp_path, 2, replace(DATA, seed=1), HERE)
 
 
 def test_base_and_student_are_written_and_load(
@@ -227,15 +234,15 @@ def test_base_and_student_are_written_and_load(
     monkeypatch.setattr(flow, "BATCH_SIZES", (2, 2, 2))
     monkeypatch.setattr(flow, "lesson_share", lambda _step: 0.0)  # lessons need a larger pool
     monkeypatch.setattr(distill, "BATCH_SIZES", (2, 2, 2))
-    flow.train(run_folder, 2, DATA, CPU)
-    distill.train(run_folder, 2, CPU)
+    flow.train(run_folder, 2, DATA, HERE)
+    distill.train(run_folder, 2, HERE)
     student, base_step, data = distill.begin_student(run_folder, CPU)
     assert (student.step, base_step, data) == (2, 2, DATA)  # goes on
     save_state(run_folder / "student.pt", {**student.state(), "base_step": 1})
     assert distill.begin_student(run_folder, CPU)[0].step == 0  # the base has gone on: its old student is of no use
     with pytest.raises(SystemExit, match="its base was another"):
         export(run_folder, tmp_path / "weights")
-    distill.train(run_folder, 2, CPU)
+    distill.train(run_folder, 2, HERE)
     files = export(run_folder, tmp_path / "weights")
     assert {path.name for path in files} == {
         "nano.safetensors", "nano-base.safetensors", "text_encoder.safetensors", "autoencoder.safetensors"
@@ -245,7 +252,7 @@ def test_base_and_student_are_written_and_load(
     monkeypatch.setattr(
         flow, "train_tokenizer", lambda _seed: pytest.fail("weights know the vocabulary they began with")
     )
-    flow.train(tmp_path / "further", flow.STARTED_STEP + 1, DATA, CPU, start=tmp_path / "weights")
+    flow.train(tmp_path / "further", flow.STARTED_STEP + 1, DATA, HERE, start=tmp_path / "weights")
     further = load_state(tmp_path / "further" / "flow.pt")
     assert further is not None
     assert further["step"] == flow.STARTED_STEP + 1
@@ -267,14 +274,46 @@ def test_one_command_trains_all_and_goes_on(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(distill, "BATCH_SIZES", (2, 2, 2))
     monkeypatch.setattr(finish, "NUM_OWN", 4)
     plan = Plan(minutes=0.02, sharpen_steps=1, steps=2, updates=1, finish_steps=1, data=DATA)
-    files = train_all(tmp_path, plan, CPU)
+    files = train_all(tmp_path, plan, HERE)
     assert load_model(tmp_path / "weights" / "nano.safetensors").settings.distilled
     made = {path.name: path.read_bytes() for path in files}
-    assert {path.name: path.read_bytes() for path in train_all(tmp_path, plan, CPU)} == made  # nothing is left to do
-    train_all(tmp_path, replace(plan, steps=3), CPU)
+    assert {path.name: path.read_bytes() for path in train_all(tmp_path, plan, HERE)} == made  # nothing is left to do
+    train_all(tmp_path, replace(plan, steps=3), HERE)
     state = load_state(tmp_path / "flow.pt")
     assert state is not None
     assert state["step"] == 3
+    further = train_all(tmp_path / "further", replace(plan, steps=1, start=tmp_path / "weights"), HERE)
+    assert not (tmp_path / "further" / autoencoder_training.ROUGH).exists()
+    assert all(path.read_bytes() != made[path.name] for path in further)
+    with pytest.raises(ModelError, match="no weights of nano to go on from"):
+        train_all(tmp_path / "astray", replace(plan, start=tmp_path / "nowhere"), HERE)
+
+
+def test_other_processes_draw_the_same_in_the_same_order() -> None:
+    draw = partial(sharpen.draw, 5, 1)
+    ahead = list(Compute(CPU, workers=2).drawn(draw, range(3, 7)))
+    for drawn, step in zip(ahead, range(3, 7), strict=True):
+        assert np.array_equal(drawn.pictures_BHWC, draw(step).pictures_BHWC)
+        assert drawn.noise_seed == draw(step).noise_seed
+
+
+def test_a_larger_step_holds_as_many_times_the_pictures(pool: Pool, tokenizer: PromptTokenizer) -> None:
+    sizes = Compute(CPU, scale=3).scaled(flow.BATCH_SIZES)
+    for step in range(5000, 5006):
+        (kind, usual), (_, large) = (flow.lesson(pool, 0, each, tokenizer, step) for each in (flow.BATCH_SIZES, sizes))
+        assert len(large.references[0]) == kind
+        assert len(large.targets) == pytest.approx(
+            3 * len(usual.targets), abs=3
+        )  # rounded where pictures are not native
+    few, many = (sharpen.draw(0, scale, 1) for scale in (1, 2))
+    assert len(many.pictures_BHWC) == 2 * len(few.pictures_BHWC)
+
+
+def test_a_gpu_is_fed_by_the_cores() -> None:
+    assert Compute.on(CPU) == HERE
+    with_gpu = Compute.on(torch.device("cuda"))
+    assert with_gpu.scale > 1
+    assert with_gpu.workers >= 1
 
 
 def test_sharpening_goes_on_to_the_same_weights(
@@ -284,9 +323,9 @@ def test_sharpening_goes_on_to_the_same_weights(
     monkeypatch.setattr(sharpen, "SCENES", 2)
     monkeypatch.setattr(sharpen, "TEXTURES", 1)
     start = run_folder / "autoencoder.safetensors"
-    sharpen.train(tmp_path / "straight", start, 4, 0, CPU)
-    sharpen.train(tmp_path / "resumed", start, 2, 0, CPU)
-    sharpen.train(tmp_path / "resumed", start, 4, 0, CPU)
+    sharpen.train(tmp_path / "straight", start, 4, 0, HERE)
+    sharpen.train(tmp_path / "resumed", start, 2, 0, HERE)
+    sharpen.train(tmp_path / "resumed", start, 4, 0, HERE)
     before = load_file(start)
     straight, resumed = (load_file(tmp_path / name / "autoencoder.safetensors") for name in ("straight", "resumed"))
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in straight.items())
@@ -304,7 +343,7 @@ def test_sharpening_keeps_more_of_textures(tmp_path: Path, monkeypatch: pytest.M
     model.decoder.conv_out.weight.mul_(0.5)  # spoilt: the packaged one has little left to learn
     spoilt = autoencoder_training.psnr(model, textures)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "spoilt.safetensors")
-    sharpen.train(tmp_path, tmp_path / "spoilt.safetensors", 12, 0, CPU)
+    sharpen.train(tmp_path, tmp_path / "spoilt.safetensors", 12, 0, HERE)
     model = flow.load_autoencoder(tmp_path / "autoencoder.safetensors", NANO.autoencoder, CPU)
     assert autoencoder_training.psnr(model, textures) > spoilt + 0.5
 
@@ -328,12 +367,12 @@ def test_the_last_stage_goes_on_to_the_same_weights(
     for folder in folders:
         shutil.copytree(run_folder, folder, ignore=shutil.ignore_patterns("*.pt"))
         with pytest.raises(SystemExit, match="no student"):
-            finish.train(folder, 1, CPU)
-        flow.train(folder, 1, DATA, CPU)
-        distill.train(folder, 1, CPU)
-    finish.train(folders[0], 4, CPU)
-    finish.train(folders[1], 2, CPU)
-    finish.train(folders[1], 4, CPU)
+            finish.train(folder, 1, HERE)
+        flow.train(folder, 1, DATA, HERE)
+        distill.train(folder, 1, HERE)
+    finish.train(folders[0], 4, HERE)
+    finish.train(folders[1], 2, HERE)
+    finish.train(folders[1], 4, HERE)
     straight, resumed = (state["autoencoder"] for folder in folders if (state := load_state(folder / "finish.pt")))
     for name, tensor in straight.items():
         assert torch.equal(tensor, resumed[name]), name
@@ -348,14 +387,14 @@ def test_an_error_in_a_box_counts_more() -> None:
         islice((s.target for s in samples(training_draw(Random(1))) if s.target.grid == NATIVE and s.target.placed), 3)
     )
     weights = finish.box_weights(scenes)
-    assert weights.shape == (3, 1, SIDE, SIDE)
-    for weights_1HW, each in zip(weights, scenes, strict=True):
-        inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    assert weights.shape == (3, SIDE, SIDE)
+    for weights_HW, each in zip(weights, scenes, strict=True):
+        inside = np.zeros((SIDE, SIDE), bool)
         for item in each.placed:
             left, top, right, bottom = item.box
             inside[top:bottom, left:right] = True
-        assert (weights_1HW[0][inside] == finish.BOX_WEIGHT).all()
-        assert (weights_1HW[0][~inside] == 1).all()
+        assert (weights_HW[inside] == finish.BOX_WEIGHT).all()
+        assert (weights_HW[~inside] == 1).all()
 
 
 def test_the_metric_tells_how_much_an_error_shows() -> None:
@@ -395,6 +434,6 @@ def test_the_autoencoder_learns_in_seconds(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(autoencoder_training, "NUM_MEASURED", 64)
     autoencoder_training.train(tmp_path, minutes=0.05)
     model = flow.load_autoencoder(tmp_path / autoencoder_training.ROUGH, NANO.autoencoder, CPU)
-    pictures = autoencoder_training.random_scenes(np.random.default_rng(9), 4, 64)
+    pictures = to_tensor(autoencoder_training.random_scenes(np.random.default_rng(9), 4, 64))
     fresh = Autoencoder(NANO.autoencoder)
     assert autoencoder_training.psnr(model, pictures) > autoencoder_training.psnr(fresh, pictures) + 1

@@ -74,14 +74,14 @@ def optimizers_of(model: nn.Module, *, muon_rate: float, adam_rate: float) -> li
     return [Muon(kernels, lr=muon_rate), torch.optim.Adam(others, lr=adam_rate, betas=(0.9, 0.98))]
 
 
-def random_scenes(generator: np.random.Generator, count: int, side: int) -> Tensor:
-    """`count` pictures (count, 3, side, side) in [-1, 1]: half as in the world, half with free places and colours."""
+def random_scenes(generator: np.random.Generator, count: int, side: int) -> NDArray[np.uint8]:
+    """`count` pictures (count, side, side, 3): half as in the world, half with free places and colours."""
     codes = sorted(set(sprites()) - set(UNSEEN))
     pictures = np.stack([_random_scene(generator, codes) for _ in range(count)])
     if side < SIDE:
         offsets = generator.integers(0, (SIDE - side) // 2 + 1, (count, 2)) * 2
         pictures = np.stack([p[y : y + side, x : x + side] for p, (y, x) in zip(pictures, offsets, strict=True)])
-    return to_tensor(pictures)
+    return pictures
 
 
 def _random_scene(generator: np.random.Generator, codes: list[str]) -> NDArray[np.uint8]:
@@ -137,7 +137,7 @@ def measure_statistics(model: Autoencoder, seed: int) -> None:
     """Stores mean and variance of every packed latent channel in `bn`, over fresh scenes."""
     generator = np.random.default_rng((seed, 1))
     device = next(model.parameters()).device
-    batches = [random_scenes(generator, 32, SIDE).to(device) for _ in range(NUM_MEASURED // 32)]
+    batches = [to_tensor(random_scenes(generator, 32, SIDE), device) for _ in range(NUM_MEASURED // 32)]
     latents = torch.cat([F.pixel_unshuffle(model.encoder(b).chunk(2, dim=1)[0], 2) for b in batches])
     model.bn.get_buffer("running_mean").copy_(latents.mean(dim=(0, 2, 3)))
     model.bn.get_buffer("running_var").copy_(latents.var(dim=(0, 2, 3)))
@@ -160,16 +160,16 @@ def train(out: Path, minutes: float, seed: int = 0, device: str = "cpu") -> None
         step, spent = state["step"], state["seconds"]
     started = saved_at = time.monotonic() - spent
     saved_at += spent
-    held_out = random_scenes(np.random.default_rng((seed, 2)), 32, SIDE).to(device)
+    held_out = to_tensor(random_scenes(np.random.default_rng((seed, 2)), 32, SIDE), device)
     budget = minutes * 60
     while (elapsed := time.monotonic() - started) < budget:
         side, batch = (CROP, CROP_BATCH) if elapsed < CROP_SHARE * budget else (SIDE, WHOLE_BATCH)
         factor = min(1.0, (step + 1) / WARMUP_STEPS, max((budget - elapsed) / (DECAY_SHARE * budget), 0.01))
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
-        x_BCHW = random_scenes(np.random.default_rng((seed, 3, step)), batch, side)
+        x_BCHW = to_tensor(random_scenes(np.random.default_rng((seed, 3, step)), batch, side), device)
         with mixed(torch.device(device)):
-            loss, mse = loss_of(model, x_BCHW.to(device, memory_format=torch.channels_last), step)
+            loss, mse = loss_of(model, x_BCHW, step)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()

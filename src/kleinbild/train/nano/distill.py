@@ -1,4 +1,4 @@
-"""Trains the few-step student from the base model: `python -m kleinbild.train.nano.distill --steps 600`.
+"""Trains the few-step student from the base model: `python -m kleinbild.train.nano.distill --steps 3500`.
 
 The student starts as the base's average and learns on its own trajectories: at each of the four times that the sampler
 visits it sees the noisy latent that it has itself arrived at, and is asked for the velocity that leads from there to the
@@ -14,6 +14,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -25,6 +26,7 @@ from kleinbild.model.schedule import times
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
+from kleinbild.train.nano.compute import Compute, add_compute, compute_of
 from kleinbild.train.nano.flow import (
     MIX,
     SECONDS_A_CHECKPOINT,
@@ -37,7 +39,7 @@ from kleinbild.train.nano.flow import (
     update,
     weighted_error,
 )
-from kleinbild.train.nano.pool import Batch, Data, draw_batch
+from kleinbild.train.nano.pool import Batch, Data, Draft, Pool, draft, to_batch
 from kleinbild.train.nano.precision import mixed
 
 NUM_STEPS = 4
@@ -65,7 +67,7 @@ def context_of(flow: Flow, batch: Batch) -> Tensor:
         return flow.context(batch)
 
 
-def trajectory_step(run: Run, batch: Batch, factor: float) -> float:
+def trajectory_step(run: Run, batch: Batch, factor: float) -> Tensor:
     """The loss at each time that the sampler visits makes one update. Returns the mean loss."""
     total = batch.noise_BNC.new_zeros(())
     for now, at_BNC, velocity_BNC in walk(run.flow, batch, context_of(run.flow, batch)):
@@ -73,7 +75,7 @@ def trajectory_step(run: Run, batch: Batch, factor: float) -> float:
         # An error of the velocity moves the picture by `now` times as much: weigh all times by what they do to it.
         total = total + weighted_error(now * velocity_BNC, now * wanted_BNC, batch)
     update(run, total, factor, EMA_DECAY)
-    return float(total.detach()) / NUM_STEPS
+    return total.detach() / NUM_STEPS
 
 
 def begin_student(out: Path, device: torch.device) -> tuple[Run, int, Data]:
@@ -92,23 +94,31 @@ def begin_student(out: Path, device: torch.device) -> tuple[Run, int, Data]:
     return run, base["step"], data_of(base)
 
 
-def train(out: Path, num_updates: int, device: torch.device) -> None:
+def lesson(pool: Pool, seed: int, sizes: tuple[int, ...], tokenizer: PromptTokenizer, update: int) -> Draft:
+    """What the student learns by at an update."""
+    random = Random(f"student-{seed}-{update}")
+    kind = random.choices(range(3), MIX)[0]
+    return draft(pool, SHARES[kind], sizes[kind], random, tokenizer)
+
+
+def train(out: Path, num_updates: int, compute: Compute, *, compiled: bool = False) -> None:
+    device = compute.device
     tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
     autoencoder = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
     run, base_step, data = begin_student(out, device)
     if run.step >= num_updates:
         return
-    pool = next(pools(autoencoder, data, base_step, device, out / "pool.pt"))  # the base's last: it is cached
+    if compiled:
+        run.flow.compile_blocks()
+    pool = next(pools(autoencoder, data, base_step, compute, out / "pool.pt"))  # the base's last: it is cached
     started = saved_at = time.monotonic()
-    losses: list[float] = []
-    while run.step < num_updates:
-        random = Random(f"student-{data.seed}-{run.step}")
-        kind = random.choices(range(3), MIX)[0]
-        batch = draw_batch(pool, SHARES[kind], BATCH_SIZES[kind], random, tokenizer)
+    losses: list[Tensor] = []
+    lessons = partial(lesson, pool, data.seed, compute.scaled(BATCH_SIZES), tokenizer)
+    for drawn in compute.drawn(lessons, range(run.step, num_updates)):
         factor = min(1.0, (run.step + 1) / 20, max((num_updates - run.step) / (0.7 * num_updates), 0.01))
-        losses.append(trajectory_step(run, batch, factor))
+        losses.append(trajectory_step(run, to_batch(pool, drawn), factor))
         if run.step % 50 == 0:
-            mean = sum(losses) / len(losses)
+            mean = float(torch.stack(losses).mean())
             print(f"student step {run.step} {time.monotonic() - started:.0f}s loss {mean:.4f}", flush=True)
             losses.clear()
         if time.monotonic() - saved_at > SECONDS_A_CHECKPOINT or run.step == num_updates:
@@ -119,10 +129,11 @@ def train(out: Path, num_updates: int, device: torch.device) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="holds flow.pt, autoencoder and tokenizer")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--compile", action="store_true", help="compile the blocks: faster after the first minutes")
+    add_compute(parser)
     arguments = parser.parse_args()
-    train(arguments.out, arguments.steps, torch.device(arguments.device))
+    train(arguments.out, arguments.steps, compute_of(arguments), compiled=arguments.compile)
 
 
 if __name__ == "__main__":

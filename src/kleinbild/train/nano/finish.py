@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -20,6 +20,7 @@ from random import Random
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kleinbild.model.autoencoder import Autoencoder
@@ -29,11 +30,12 @@ from kleinbild.nano.scenes.render import NATIVE, SIDE, Scene, render
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder, load_state
 from kleinbild.train.nano.autoencoder import picture_loss
+from kleinbild.train.nano.compute import Compute, add_compute, compute_of
 from kleinbild.train.nano.distill import context_of, walk
 from kleinbild.train.nano.flow import BATCH_SIZES, MIX, SHARES, Flow, data_of, pools
-from kleinbild.train.nano.pool import Batch, Pool, draw_samples, to_batch, to_tensor
+from kleinbild.train.nano.pool import Batch, Draft, Pool, draft, to_batch, to_tensor
 from kleinbild.train.nano.precision import mixed
-from kleinbild.train.nano.stage import pictures, train_on
+from kleinbild.train.nano.stage import RATE_HELP, Lessons, pictures, train_on
 
 NUM_OWN = 6000  # the student's pictures that a run learns from
 LEFT_OUT = 0.1  # of them: those furthest from what was asked, at times another thing altogether
@@ -49,61 +51,82 @@ def finished(flow: Flow, batch: Batch) -> Tensor:
     return at_BNC - last * velocity_BNC
 
 
+def task(pool: Pool, seed: int, sizes: tuple[int, ...], tokenizer: PromptTokenizer, number: int) -> Draft:
+    """What the student is asked for: native pictures."""
+    random = Random(f"finish-{seed}-{number}")
+    kind = random.choices(range(3), MIX)[0]
+    return draft(pool, SHARES[kind], sizes[kind], random, tokenizer, grids=(NATIVE,))
+
+
 def own_latents(
-    flow: Flow, pool: Pool, tokenizer: PromptTokenizer, count: int, seed: int
+    flow: Flow, pool: Pool, tokenizer: PromptTokenizer, count: int, seed: int, compute: Compute
 ) -> tuple[list[Scene], Tensor]:
     """What was asked of the student, native pictures, and the latents (S, N, C) that it made, bfloat16; without the worst."""
-    random = Random(f"finish-{seed}")
+    native = [scene for scene in pool.index if scene.grid == NATIVE]  # in the order of their numbers
     scenes: list[Scene] = []
     latents: list[Tensor] = []
     errors: list[Tensor] = []
-    while len(scenes) < count:
-        kind = random.choices(range(3), MIX)[0]
-        chosen = draw_samples(pool, SHARES[kind], BATCH_SIZES[kind], random)
-        if chosen[0].target.grid != NATIVE:
-            continue
-        batch = to_batch(pool, chosen, random, tokenizer)
+    for drawn in compute.drawn(partial(task, pool, seed, compute.scaled(BATCH_SIZES), tokenizer), range(count)):
+        batch = to_batch(pool, drawn)
         made_BNC = finished(flow, batch)
-        scenes += [sample.target for sample in chosen]
+        scenes += [native[number] for number in drawn.targets]
         latents.append(made_BNC.to(torch.bfloat16))
         errors.append((made_BNC - batch.target_BNC).square().mean(dim=(1, 2)))
+        if len(scenes) >= count:
+            break
     best = torch.cat(errors).argsort()[: round(len(scenes) * (1 - LEFT_OUT))].tolist()
     return [scenes[index] for index in best], torch.cat(latents)[best]
 
 
-def step_loss(
-    autoencoder: Autoencoder, before: Autoencoder, scenes: list[Scene], latents_SNC: Tensor, seed: int, step: int
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The pictures of a step: first those that were asked for, by numbers of the student's latents, then `num_scenes` of the
+    world, then textures. `weights_BHW`: what errors in the first are multiplied by."""
+
+    own: NDArray[np.int64]
+    num_scenes: int
+    pictures_BHWC: NDArray[np.uint8]
+    weights_BHW: NDArray[np.float32]
+
+
+def draw(scenes: list[Scene], seed: int, scale: int, step: int) -> Drawn:
+    generator = np.random.default_rng((seed, 5, step))
+    own = generator.integers(len(scenes), size=scale * OWN)
+    asked = [scenes[index] for index in own]
+    others = pictures(generator, scale * SCENES, scale * TEXTURES)
+    some = np.concatenate(([render(scene) for scene in asked], others))
+    return Drawn(own, scale * SCENES, some, box_weights(asked))
+
+
+def step_loss(autoencoder: Autoencoder, before: Autoencoder, latents_SNC: Tensor, drawn: Drawn) -> Tensor:
     """How far the student's pictures and those that are encoded come out from what they should be, and how far latents of
     the world have moved from what they were `before`."""
-    generator = np.random.default_rng((seed, 5, step))
     device = latents_SNC.device
-    own = generator.integers(len(scenes), size=OWN)
-    asked = [scenes[index] for index in own]
-    asked_BCHW = to_tensor(np.stack([render(scene) for scene in asked])).to(device)
-    others_BCHW = pictures(generator, SCENES, TEXTURES, device)
-    wanted_BCHW = torch.cat((asked_BCHW, others_BCHW))
-    weights_B1HW = torch.cat((box_weights(asked).to(device), torch.ones_like(others_BCHW[:, :1])))
-    made_BDrc = latents_SNC[own].float().mT.unflatten(2, NATIVE)
+    wanted_BCHW = to_tensor(drawn.pictures_BHWC, device)
+    others_BCHW = wanted_BCHW[len(drawn.own) :]
+    weights_B1HW = torch.ones_like(wanted_BCHW[:, :1])
+    weights_B1HW[: len(drawn.own), 0] = torch.from_numpy(drawn.weights_BHW).to(device)
+    made_BDrc = latents_SNC[torch.from_numpy(drawn.own).to(device)].float().mT.unflatten(2, NATIVE)
     with mixed(device):
         with torch.no_grad():
-            anchors_BDrc = before.encode(others_BCHW[:SCENES]).float()
+            anchors_BDrc = before.encode(others_BCHW[: drawn.num_scenes]).float()
         encoded_BDrc = autoencoder.encode(others_BCHW).float()
         out_BCHW = autoencoder.decode(torch.cat((made_BDrc, encoded_BDrc)))
-    moved = F.mse_loss(encoded_BDrc[:SCENES], anchors_BDrc)
+    moved = F.mse_loss(encoded_BDrc[: drawn.num_scenes], anchors_BDrc)
     return picture_loss(out_BCHW.float() * weights_B1HW, wanted_BCHW * weights_B1HW) + ANCHOR_WEIGHT * moved
 
 
-def box_weights(scenes: list[Scene]) -> Tensor:
-    """What the errors of the pixels (B, 1, H, W) of native pictures are multiplied by."""
-    weights_B1HW = torch.ones(len(scenes), 1, SIDE, SIDE)
-    for weights_HW, scene in zip(weights_B1HW[:, 0], scenes, strict=True):
+def box_weights(scenes: list[Scene]) -> NDArray[np.float32]:
+    """What the errors of the pixels (B, H, W) of native pictures are multiplied by."""
+    weights_BHW = np.ones((len(scenes), SIDE, SIDE), np.float32)
+    for weights_HW, scene in zip(weights_BHW, scenes, strict=True):
         for item in scene.placed:
             weights_HW[box_slices(item)] = BOX_WEIGHT
-    return weights_B1HW
+    return weights_BHW
 
 
-def train(out: Path, num_steps: int, device: torch.device) -> None:
+def train(out: Path, num_steps: int, compute: Compute, *, rate: float = 1.0) -> None:
+    device = compute.device
     before = load_autoencoder(out / "autoencoder.safetensors", NANO.autoencoder, device)
     autoencoder = copy.deepcopy(before)
     student = load_state(out / "student.pt")
@@ -112,25 +135,29 @@ def train(out: Path, num_steps: int, device: torch.device) -> None:
 
     data = data_of(student)
 
-    def begin() -> Callable[[int], Tensor]:
+    def begin() -> Lessons[Drawn]:
         flow = Flow(NANO)
         flow.load_state_dict(student["average"])
-        pool = next(pools(before, data, student["base_step"], device, out / "pool.pt"))
+        pool = next(pools(before, data, student["base_step"], compute, out / "pool.pt"))
         tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
-        scenes, latents_SNC = own_latents(flow.to(device).eval(), pool, tokenizer, NUM_OWN, data.seed)
-        return partial(step_loss, autoencoder, before, scenes, latents_SNC, data.seed)
+        count = compute.scale * NUM_OWN
+        scenes, latents_SNC = own_latents(flow.to(device).eval(), pool, tokenizer, count, data.seed, compute)
+        return Lessons(
+            partial(draw, scenes, data.seed, compute.scale), partial(step_loss, autoencoder, before, latents_SNC)
+        )
 
     after = {"base_step": student["base_step"], "updates": student["step"]}
-    train_on(autoencoder, out / "finish.pt", num_steps, begin, after=after)
+    train_on(autoencoder, out / "finish.pt", num_steps, begin, compute, after=after, rate=rate)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="holds student.pt and what it came from")
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rate", type=float, default=1.0, help=RATE_HELP)
+    add_compute(parser)
     arguments = parser.parse_args()
-    train(arguments.out, arguments.steps, torch.device(arguments.device))
+    train(arguments.out, arguments.steps, compute_of(arguments), rate=arguments.rate)
 
 
 if __name__ == "__main__":

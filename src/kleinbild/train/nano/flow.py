@@ -3,7 +3,7 @@
 Rectified flow on cached latents of the world's scenes. What matters (measured): times shifted hard to noise, since only
 there does the prompt tell what the noisy latent does not; Muon for the blocks; a text encoder whose raw hidden states
 stay small (AdamW with weight decay). A run that does not bind nouns early never will, so `noun_response` is watched and
-stops it. Resumes from its last checkpoint; runs unchanged with `--device cuda`.
+stops it. Resumes from its last checkpoint; runs unchanged with `--device cuda`, where `--scale` and `--workers` feed it.
 
 Shape suffixes: B samples, N image tokens, K reference tokens, C latent channels, L text tokens, X context width.
 """
@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -36,7 +36,19 @@ from kleinbild.nano.specs import NANO
 from kleinbild.train.attention import leave_out_cudnn
 from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
 from kleinbild.train.muon import Muon
-from kleinbild.train.nano.pool import NUM_SCENES, Batch, Data, Pool, Topic, build_pool, draw_batch
+from kleinbild.train.nano.compute import Compute, add_compute, compute_of
+from kleinbild.train.nano.pool import (
+    NUM_SCENES,
+    STEPS_A_POOL,
+    Batch,
+    Data,
+    Draft,
+    Pool,
+    Topic,
+    build_pool,
+    draft,
+    to_batch,
+)
 from kleinbild.train.nano.precision import mixed
 from kleinbild.train.nano.tokenizer import save_tokenizer, take_up_tokenizer, train_tokenizer
 from kleinbild.train.optimizers import average
@@ -57,7 +69,6 @@ MUON_RATE, ADAM_RATE, WEIGHT_DECAY = 0.02, 2e-3, 0.05
 WARMUP_STEPS, DECAY_SHARE, EMA_DECAY = 150, 0.45, 0.998
 LESSON_STEPS, LESSON_END, LESSON_SHARE = 350, 1800, 0.06
 STARTED_STEP = 1300  # of weights that were trained before: amid the lessons, since the world may have new words
-STEPS_A_POOL = 2000
 SECONDS_A_CHECKPOINT = 120
 ALARM_STEP, ALARM_RESPONSE = 1200, 0.15
 
@@ -204,14 +215,23 @@ def pools(
     autoencoder: Autoencoder,
     data: Data,
     first_step: int,
-    device: torch.device,
+    compute: Compute,
     cache: Path,
 ) -> Iterator[Pool]:
-    """One pool for each stretch of `STEPS_A_POOL` steps."""
-    number = first_step // STEPS_A_POOL
+    """One pool for each stretch of `data.steps_a_pool` steps."""
+    number = first_step // data.steps_a_pool
     while True:
-        yield build_pool(autoencoder, data, number, device, cache)
+        yield build_pool(autoencoder, data, number, compute, cache)
         number += 1
+
+
+def lesson(pool: Pool, seed: int, sizes: tuple[int, ...], tokenizer: PromptTokenizer, step: int) -> tuple[int, Draft]:
+    """What the base learns at a step: how many references its samples have, and the samples."""
+    random = Random(f"{seed}-{step}")
+    simple = random.random() < lesson_share(step)
+    kind = 0 if simple else random.choices(range(3), MIX)[0]
+    shares = LESSON if simple else SHARES[kind]
+    return kind, draft(pool, shares, sizes[kind], random, tokenizer, dropout=PROMPT_DROPOUT)
 
 
 def start_from(weights: Path, out: Path, flow: Flow, num_new: int = 0) -> None:
@@ -243,9 +263,10 @@ def data_of(state: Mapping[str, Any]) -> Data:
 
 
 def train(
-    out: Path, num_steps: int, data: Data, device: torch.device, start: Path | None = None, *, rate: float = 1.0,
+    out: Path, num_steps: int, data: Data, compute: Compute, start: Path | None = None, *, rate: float = 1.0,
     compiled: bool = False,
 ) -> None:  # fmt: skip
+    device = compute.device
     torch.manual_seed(data.seed)
     flow, state = Flow(NANO), load_state(out / "flow.pt")
     if state is not None and (began := data_of(state)) != data:
@@ -266,34 +287,32 @@ def train(
         return
     if compiled:
         run.flow.compile_blocks()
-    supply = pools(autoencoder, data, run.step, device, out / "pool.pt")
-    pool = next(supply)
+    sizes = compute.scaled(BATCH_SIZES)
+    supply = pools(autoencoder, data, run.step, compute, out / "pool.pt")
     started = saved_at = time.monotonic()
-    recent = torch.zeros(3, 2)
+    recent = torch.zeros(3, 2, device=device)
     while run.step < num_steps:
-        random = Random(f"{data.seed}-{run.step}")
-        generator = torch.Generator().manual_seed(random.getrandbits(60))
-        lesson = random.random() < lesson_share(run.step)
-        kind = 0 if lesson else random.choices(range(3), MIX)[0]
-        shares = LESSON if lesson else SHARES[kind]
-        batch = draw_batch(pool, shares, BATCH_SIZES[kind], random, tokenizer, dropout=PROMPT_DROPOUT)
-        times = draw_times(len(batch.noise_BNC), generator).to(device)
-        loss = flow_loss(run.flow, batch, times)
-        update(run, loss, rate_factor(run.step, num_steps, run.first_step))
-        recent[kind] += torch.tensor([float(loss.detach()), 1.0])
-        if run.step % 100 == 0:
-            losses = " ".join(f"{value:.3f}" for value in (recent[:, 0] / recent[:, 1].clamp(min=1)).tolist())
-            response = noun_response(run.flow, tokenizer, device)
-            seconds = time.monotonic() - started
-            print(f"step {run.step} {seconds:.0f}s loss {losses} noun response {response:.3f}", flush=True)
-            recent.zero_()
-            if run.step == ALARM_STEP and response < ALARM_RESPONSE:
-                raise SystemExit(f"nouns are not bound after {run.step} steps: start over with another seed")
-        if run.step % STEPS_A_POOL == 0:
-            pool = next(supply)
-        if time.monotonic() - saved_at > SECONDS_A_CHECKPOINT or run.step == num_steps:
-            saved_at = time.monotonic()
-            save_state(out / "flow.pt", {**run.state(), "data": asdict(data)})
+        pool = next(supply)
+        stretch = range(run.step, min(num_steps, (run.step // data.steps_a_pool + 1) * data.steps_a_pool))
+        for kind, drawn in compute.drawn(partial(lesson, pool, data.seed, sizes, tokenizer), stretch):
+            batch = to_batch(pool, drawn)
+            generator = torch.Generator().manual_seed(drawn.noise_seed + 1)
+            times = draw_times(len(batch.noise_BNC), generator).to(device)
+            loss = flow_loss(run.flow, batch, times)
+            update(run, loss, rate_factor(run.step, num_steps, run.first_step))
+            recent[kind, 0] += loss.detach()
+            recent[kind, 1] += 1
+            if run.step % 100 == 0:
+                losses = " ".join(f"{value:.3f}" for value in (recent[:, 0] / recent[:, 1].clamp(min=1)).tolist())
+                response = noun_response(run.flow, tokenizer, device)
+                seconds = time.monotonic() - started
+                print(f"step {run.step} {seconds:.0f}s loss {losses} noun response {response:.3f}", flush=True)
+                recent.zero_()
+                if run.step == ALARM_STEP and response < ALARM_RESPONSE:
+                    raise SystemExit(f"nouns are not bound after {run.step} steps: start over with another seed")
+            if time.monotonic() - saved_at > SECONDS_A_CHECKPOINT or run.step == num_steps:
+                saved_at = time.monotonic()
+                save_state(out / "flow.pt", {**run.state(), "data": asdict(data)})
 
 
 def main() -> None:
@@ -301,6 +320,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="holds autoencoder.safetensors")
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--scenes", type=int, default=NUM_SCENES, help="scenes in a pool")
+    parser.add_argument("--steps-a-pool", type=int, default=STEPS_A_POOL, help="before the next pool")
     parser.add_argument("--start", type=Path, help=f"exported model to go on from, at step {STARTED_STEP}")
     parser.add_argument(
         "--rate", type=float, default=1.0, help="times the usual rates: less to go on from good weights"
@@ -308,15 +328,14 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=0, help="nouns at the end of the list that come twice as often")
     parser.add_argument("--compile", action="store_true", help="compile the blocks: faster after the first minutes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
+    add_compute(parser)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    device = torch.device(arguments.device)
     train(
         arguments.out,
         arguments.steps,
-        Data(arguments.seed, arguments.scenes, arguments.new),
-        device,
+        Data(arguments.seed, arguments.scenes, arguments.new, arguments.steps_a_pool),
+        compute_of(arguments),
         arguments.start,
         rate=arguments.rate,
         compiled=arguments.compile,

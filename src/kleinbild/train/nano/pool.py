@@ -30,12 +30,13 @@ from kleinbild.nano.scenes.render import NATIVE, TOKEN, Grid, Placed, Scene, ren
 from kleinbild.nano.scenes.sprites import sprites
 from kleinbild.nano.scenes.tasks import GRIDS, Sample, Task, readable, samples, scene
 from kleinbild.train.checkpoint import load_state, save_state
+from kleinbild.train.nano.compute import Compute
 from kleinbild.train.nano.metric import PIXEL_SHARE, pixel_metric, root_of_loss
 from kleinbild.train.nano.precision import mixed
 
 Topic = Task | Literal["lesson"]  # every sample stands under its task; a lesson also under "lesson"
 
-NUM_SCENES = 32_000
+NUM_SCENES, STEPS_A_POOL = 32_000, 2000
 ENCODE_BATCH = 32
 NUM_MEASURED = 8  # pictures that say how much an error of the latents shows
 CHANGE_WEIGHT, KEPT_WEIGHT = 3.0, 2.0  # of tokens on which a thing comes or goes, and stays; others 1
@@ -45,11 +46,12 @@ STRANGE = 0.6  # share of the objects of two references that no other picture sh
 @dataclass(frozen=True, slots=True)
 class Data:
     """What a run learns from: the seed of everything drawn, the scenes in a pool, nouns at the end of the list that come twice
-    as often. Stands in the run's state, so that every stage has the same."""
+    as often, steps of the base before the next pool. Stands in the run's state, so that every stage has the same."""
 
     seed: int = 0
     num_scenes: int = NUM_SCENES
     num_new: int = 0
+    steps_a_pool: int = STEPS_A_POOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,20 @@ class Batch:
     grid: Grid = NATIVE
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A batch without its latents and its noise: what another process can draw. `targets` and `references` are numbers of scenes
+    among those of the size `grid`."""
+
+    targets: list[int]
+    references: list[list[int]]
+    weights_BN: NDArray[np.float32]
+    ids_BL: NDArray[np.int64]
+    mask_BL: NDArray[np.int64]
+    noise_seed: int
+    grid: Grid
+
+
 def training_draw(random: Random, num_new: int = 0) -> Draw:
     """Draws for training: no combination kept for evaluation, no unseen sprite; the last `num_new` nouns twice as often."""
     codes = tuple(sorted(set(sprites()) - set(UNSEEN)))
@@ -100,7 +116,7 @@ def is_lesson(sample: Sample) -> bool:
     return target == scene(target.background, (target.placed[0].code, CENTER), grid=target.grid)
 
 
-def build_pool(autoencoder: Autoencoder, data: Data, number: int, device: torch.device, cache: Path) -> Pool:
+def build_pool(autoencoder: Autoencoder, data: Data, number: int, compute: Compute, cache: Path) -> Pool:
     """The run's pool of this number: draws samples until they show enough scenes, and encodes those, or reads them from
     `cache` if it is there."""
     scenes: dict[Scene, None] = {}
@@ -115,12 +131,12 @@ def build_pool(autoencoder: Autoencoder, data: Data, number: int, device: torch.
         scenes |= dict.fromkeys((*sample.references, sample.target))
     of_size = {grid: [each for each in scenes if each.grid == grid] for grid in by_topic}
     index = {each: number for group in of_size.values() for number, each in enumerate(group)}
-    latents, root_CC = _cached_latents(autoencoder, of_size, device, cache)
+    latents, root_CC = _cached_latents(autoencoder, of_size, compute, cache)
     return Pool(latents, index, by_topic, root_CC)
 
 
 def _cached_latents(
-    autoencoder: Autoencoder, scenes: dict[Grid, list[Scene]], device: torch.device, cache: Path
+    autoencoder: Autoencoder, scenes: dict[Grid, list[Scene]], compute: Compute, cache: Path
 ) -> tuple[dict[Grid, Tensor], Tensor]:
     """Latents by size, and the root of their loss. Encoding a pool takes minutes: a run that resumes reads it. Another
     autoencoder or other scenes do not match."""
@@ -128,78 +144,82 @@ def _cached_latents(
     key = hashlib.sha256(weights.numpy().tobytes() + repr((scenes, NUM_MEASURED, PIXEL_SHARE)).encode()).hexdigest()
     state = load_state(cache)
     if state is None or state["key"] != key:
-        latents = {grid: encode_scenes(autoencoder, group, device).cpu() for grid, group in scenes.items() if group}
-        some_BNC = latents[NATIVE][:NUM_MEASURED].to(device)
+        latents = {grid: encode_scenes(autoencoder, group, compute).cpu() for grid, group in scenes.items() if group}
+        some_BNC = latents[NATIVE][:NUM_MEASURED].to(compute.device)
         metric_CC = pixel_metric(autoencoder, some_BNC.mT.unflatten(2, NATIVE))
         state = {"key": key, "latents": latents, "root": root_of_loss(metric_CC).cpu()}
         save_state(cache, state)
-    return {grid: latents.to(device) for grid, latents in state["latents"].items()}, state["root"].to(device)
+    of_size = {grid: latents.to(compute.device) for grid, latents in state["latents"].items()}
+    return of_size, state["root"].to(compute.device)
 
 
 @torch.no_grad()
-def encode_scenes(autoencoder: Autoencoder, scenes: list[Scene], device: torch.device) -> Tensor:
+def encode_scenes(autoencoder: Autoencoder, scenes: list[Scene], compute: Compute) -> Tensor:
     """Latents (S, N, C) of rendered scenes of one size, bfloat16."""
+
+    def pictures(start: int) -> NDArray[np.uint8]:
+        return np.stack([render(each) for each in scenes[start : start + ENCODE_BATCH]])
+
     parts = []
-    for start in range(0, len(scenes), ENCODE_BATCH):
-        with mixed(device):
-            pictures = np.stack([render(each) for each in scenes[start : start + ENCODE_BATCH]])
-            latents = autoencoder.encode(to_tensor(pictures).to(device))
+    for pictures_BHWC in compute.drawn(pictures, range(0, len(scenes), ENCODE_BATCH)):
+        with mixed(compute.device):
+            latents = autoencoder.encode(to_tensor(pictures_BHWC, compute.device))
         parts.append(latents.flatten(2).mT.to(torch.bfloat16))
     return torch.cat(parts)
 
 
-def to_tensor(pictures_BHWC: NDArray[np.uint8]) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1], channels last in memory."""
-    return torch.from_numpy(np.ascontiguousarray(pictures_BHWC)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+def to_tensor(pictures_BHWC: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1] on the device, channels last in memory."""
+    pictures = torch.from_numpy(np.ascontiguousarray(pictures_BHWC)).to(device)
+    return pictures.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def draw_batch(
+def draft(
     pool: Pool, shares: Mapping[Topic, float], size: int, random: Random, tokenizer: PromptTokenizer, *,
-    dropout: float = 0.0,
-) -> Batch:  # fmt: skip
-    """Random samples as `draw_samples` gives them; each prompt is dropped (empty) with probability `dropout`."""
-    return to_batch(pool, draw_samples(pool, shares, size, random), random, tokenizer, dropout)
-
-
-def draw_samples(pool: Pool, shares: Mapping[Topic, float], size: int, random: Random) -> list[Sample]:
-    """Samples of one random size, topics by their shares: `size` of native pictures, as much work of others.
+    dropout: float = 0.0, grids: tuple[Grid, ...] = GRIDS,
+) -> Draft:  # fmt: skip
+    """Samples of one random size of `grids`, topics by their shares: `size` of native pictures, as much work of others. Each
+    prompt is dropped (empty) with probability `dropout`.
 
     What a very small pool, or one size of picture, has no sample of is left out.
     """
-    grids = [grid for grid in GRIDS if any(topic in pool.by_topic[grid] for topic in shares)]
-    grid = random.choice(grids)
+    grid = random.choice([grid for grid in grids if any(topic in pool.by_topic[grid] for topic in shares)])
     there = {topic: share for topic, share in shares.items() if topic in pool.by_topic[grid]}
     count = round(size * NATIVE[0] * NATIVE[1] / (grid[0] * grid[1]))
     topics = random.choices(list(there), list(there.values()), k=count)
-    return [random.choice(pool.by_topic[grid][topic]) for topic in topics]
-
-
-def to_batch(
-    pool: Pool, chosen: list[Sample], random: Random, tokenizer: PromptTokenizer, dropout: float = 0.0
-) -> Batch:
-    grid = chosen[0].target.grid
-    latents_SNC = pool.latents_SNC[grid]
-    device = latents_SNC.device
-    noise_BNC = torch.randn(
-        (len(chosen), *latents_SNC.shape[1:]), generator=torch.Generator().manual_seed(random.getrandbits(60))
-    )
-    targets = torch.tensor([pool.index[sample.target] for sample in chosen], device=device)
-    references = torch.tensor([[pool.index[each] for each in sample.references] for sample in chosen], device=device)
+    chosen = [random.choice(pool.by_topic[grid][topic]) for topic in topics]
     prompts = [
         "" if random.random() < dropout else readable(sample, random, tokenizer.count, tokenizer.max_tokens)
         for sample in chosen
     ]
     tokenized = [tokenizer(prompt) for prompt in prompts]
-    weights = [weights_of(sample.target, sample.references) for sample in chosen]
-    return Batch(
-        target_BNC=latents_SNC[targets].float(),
-        noise_BNC=noise_BNC.to(device),
-        references_BKC=latents_SNC[references.long()].flatten(1, 2).float(),
-        weights_BN=torch.stack(weights).to(device),
-        ids_BL=torch.stack([t.ids for t in tokenized]).to(device),
-        mask_BL=torch.stack([t.mask for t in tokenized]).to(device),
-        root_CC=pool.root_CC,
+    return Draft(
+        targets=[pool.index[sample.target] for sample in chosen],
+        references=[[pool.index[each] for each in sample.references] for sample in chosen],
+        weights_BN=torch.stack([weights_of(sample.target, sample.references) for sample in chosen]).numpy(),
+        ids_BL=torch.stack([t.ids for t in tokenized]).numpy(),
+        mask_BL=torch.stack([t.mask for t in tokenized]).numpy(),
+        noise_seed=random.getrandbits(60),
         grid=grid,
+    )
+
+
+def to_batch(pool: Pool, draft: Draft) -> Batch:
+    """The batch on the pool's device."""
+    latents_SNC = pool.latents_SNC[draft.grid]
+    device = latents_SNC.device
+    generator = torch.Generator(device).manual_seed(draft.noise_seed)
+    shape = (len(draft.targets), *latents_SNC.shape[1:])
+    weights, ids, mask = (torch.from_numpy(each).to(device) for each in (draft.weights_BN, draft.ids_BL, draft.mask_BL))
+    return Batch(
+        target_BNC=latents_SNC[torch.tensor(draft.targets, device=device)].float(),
+        noise_BNC=torch.randn(shape, generator=generator, device=device),
+        references_BKC=latents_SNC[torch.tensor(draft.references, device=device).long()].flatten(1, 2).float(),
+        weights_BN=weights,
+        ids_BL=ids,
+        mask_BL=mask,
+        root_CC=pool.root_CC,
+        grid=draft.grid,
     )
 
 

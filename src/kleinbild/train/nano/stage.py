@@ -7,30 +7,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.nano.scenes.render import SIDE
 from kleinbild.train.checkpoint import load_state, save_state
 from kleinbild.train.nano.autoencoder import optimizers_of, random_scenes
+from kleinbild.train.nano.compute import Compute
 from kleinbild.train.nano.flow import SECONDS_A_CHECKPOINT
-from kleinbild.train.nano.pool import to_tensor
 from kleinbild.train.nano.textures import random_texture
 
+T = TypeVar("T")
+
 MUON_RATE, ADAM_RATE, WARMUP_STEPS = 0.0035, 5e-4, 40  # at twice these rates the loss rises for hundreds of steps
+RATE_HELP = "times the usual rates: more with more pictures in a step"
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons(Generic[T]):
+    """What is drawn for a step, and the loss of what was drawn."""
+
+    draw: Callable[[int], T]
+    loss: Callable[[T], Tensor]
 
 
 def train_on(
-    autoencoder: Autoencoder, path: Path, num_steps: int, begin: Callable[[], Callable[[int], Tensor]], *,
-    after: dict[str, int], decay_share: float = 1.0,
+    autoencoder: Autoencoder, path: Path, num_steps: int, begin: Callable[[], Lessons[T]], compute: Compute, *,
+    after: dict[str, int], decay_share: float = 1.0, rate: float = 1.0,
 ) -> None:  # fmt: skip
     """Trains up to `num_steps` steps, from the checkpoint at `path` if it comes `after` the same; leaves its weights in
-    `autoencoder`. `begin` is asked once, if there is something left to do, for the loss at each step."""
-    optimizers = optimizers_of(autoencoder.requires_grad_(True), muon_rate=MUON_RATE, adam_rate=ADAM_RATE)
+    `autoencoder`. `begin` is asked once, if there is something left to do. `rate`: times the usual rates."""
+    optimizers = optimizers_of(autoencoder.requires_grad_(True), muon_rate=rate * MUON_RATE, adam_rate=rate * ADAM_RATE)
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     step = 0
     if (state := load_state(path)) and state["stage"] == after:
@@ -40,23 +54,23 @@ def train_on(
         step = state["step"]
     if step >= num_steps:
         return
-    loss_at = begin()
+    lessons = begin()
     started = saved_at = time.monotonic()
-    losses: list[float] = []
-    while step < num_steps:
+    losses: list[Tensor] = []
+    for drawn in compute.drawn(lessons.draw, range(step, num_steps)):
         factor = rate_factor(step, num_steps, decay_share)
-        for optimizer, rate in zip(optimizers, rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * factor
+        for optimizer, full in zip(optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = full * factor
             optimizer.zero_grad()
-        loss = loss_at(step)
+        loss = lessons.loss(drawn)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
         step += 1
-        losses.append(loss.item())
+        losses.append(loss.detach())
         if step % 100 == 0:
             seconds = time.monotonic() - started
-            print(f"{path.stem} step {step} {seconds:.0f}s loss {sum(losses) / len(losses):.4f}", flush=True)
+            print(f"{path.stem} step {step} {seconds:.0f}s loss {float(torch.stack(losses).mean()):.4f}", flush=True)
             losses.clear()
         if time.monotonic() - saved_at > SECONDS_A_CHECKPOINT or step == num_steps:
             saved_at = time.monotonic()
@@ -76,7 +90,7 @@ def rate_factor(step: int, num_steps: int, decay_share: float) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS, max((num_steps - step) / (decay_share * num_steps), 0.01))
 
 
-def pictures(generator: np.random.Generator, num_scenes: int, num_textures: int, device: torch.device) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1]: first those of the world, then textures."""
-    textures = np.stack([random_texture(generator, SIDE) for _ in range(num_textures)])
-    return torch.cat((random_scenes(generator, num_scenes, SIDE), to_tensor(textures))).to(device)
+def pictures(generator: np.random.Generator, num_scenes: int, num_textures: int) -> NDArray[np.uint8]:
+    """Pictures (B, H, W, 3): first those of the world, then textures."""
+    textures = [random_texture(generator, SIDE) for _ in range(num_textures)]
+    return np.concatenate((random_scenes(generator, num_scenes, SIDE), textures))
