@@ -21,8 +21,8 @@ TAKEN_UP = ("autoencoder.safetensors", "nano-base.safetensors", "text_encoder.sa
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How long each stage takes: minutes of the autoencoder and steps that sharpen it, steps of the base and of the last stage,
-    updates of the student. `start`: exported weights to go on from, which leave the autoencoder's minutes out. Rates are times
-    the usual ones: those of the two stages that train an autoencoder on, and the base's."""
+    updates of the student. `start`: exported weights to go on from, which leave the autoencoder's minutes out.
+    `autoencoder_rate`: times the usual rates, in the two stages that train it on."""
 
     minutes: float = 40
     sharpen_steps: int = 2000
@@ -32,7 +32,6 @@ class Plan:
     data: Data = field(default_factory=Data)
     start: Path | None = None
     autoencoder_rate: float = 1.0
-    rate: float = 1.0
 
 
 def train_all(out: Path, plan: Plan, compute: Compute, *, compiled: bool = False) -> list[Path]:
@@ -50,7 +49,7 @@ def train_all(out: Path, plan: Plan, compute: Compute, *, compiled: bool = False
             autoencoder.train(out, plan.minutes, plan.data.seed, compute.device.type)
         sharpen.train(out, rough, plan.sharpen_steps, plan.data.seed, compute, rate=plan.autoencoder_rate)
     num_steps = plan.steps if plan.start is None else flow.STARTED_STEP + plan.steps
-    flow.train(out, num_steps, plan.data, compute, plan.start, rate=plan.rate, compiled=compiled)
+    flow.train(out, num_steps, plan.data, compute, plan.start, compiled=compiled)
     distill.train(out, plan.updates, compute, compiled=compiled)
     finish.train(out, plan.finish_steps, compute, rate=plan.autoencoder_rate)
     return export(out, out / "weights")
