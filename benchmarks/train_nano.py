@@ -4,8 +4,8 @@
 
 First the gradients of the base are compared with those that the CPU computes, if the device is another. Each stage then goes on from
 the weights in the package, at rates of nothing, in steps of so many times the usual pictures. With --within all stages go on from
-them in earnest: of each stage the largest step whose pictures cost less than in a smaller one, as many of them as there is time
-for. Steps that are not paid for by the clock (pools, files) are what MARGIN is for.
+them in earnest: at the scale where a picture costs the base least, each as many steps as its share of the time lets it. What the
+shares leave, and MARGIN, is for what no step is timed with: pools, the student's own pictures, files.
 
 The last line is JSON: `seconds` by stage and scale, `gradients` (how far they are from the CPU's, by number of references), and
 the files that were written.
