@@ -114,7 +114,7 @@ def time_student(network: flow.Flow, pool: Pool, tokenizer: PromptTokenizer, com
     student = copy.deepcopy(network).to(compute.device)
     student.text_encoder.requires_grad_(False)
     run = flow.begin(student, scale=NOTHING)
-    draw = partial(distill.lesson, pool, 0, compute.scaled(distill.BATCH_SIZES), tokenizer)
+    draw = partial(distill.lesson, pool, "student-0", compute.scaled(distill.BATCH_SIZES), tokenizer)
     drawn = compute.drawn(draw, range(NUM_WARM + steps))
     return seconds_a_step(drawn, lambda each: distill.trajectory_step(run, to_batch(pool, each), 1.0), compute.device)
 

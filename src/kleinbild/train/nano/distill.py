@@ -24,6 +24,8 @@ from torch import Tensor
 
 from kleinbild.model.schedule import times
 from kleinbild.model.tokenizer import PromptTokenizer
+from kleinbild.nano.scenes.render import Grid
+from kleinbild.nano.scenes.tasks import GRIDS
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
 from kleinbild.train.nano.compute import Compute, add_compute, compute_of
@@ -94,11 +96,14 @@ def begin_student(out: Path, device: torch.device) -> tuple[Run, int, Data]:
     return run, base["step"], data_of(base)
 
 
-def lesson(pool: Pool, seed: int, sizes: tuple[int, ...], tokenizer: PromptTokenizer, update: int) -> Draft:
-    """What the student learns by at an update."""
-    random = Random(f"student-{seed}-{update}")
+def lesson(
+    pool: Pool, stream: str, sizes: tuple[int, ...], tokenizer: PromptTokenizer, number: int, *,
+    grids: tuple[Grid, ...] = GRIDS,
+) -> Draft:  # fmt: skip
+    """What the student is asked for, pictures of the sizes `grids`: the random stream's draft of that number."""
+    random = Random(f"{stream}-{number}")
     kind = random.choices(range(3), MIX)[0]
-    return draft(pool, SHARES[kind], sizes[kind], random, tokenizer)
+    return draft(pool, SHARES[kind], sizes[kind], random, tokenizer, grids=grids)
 
 
 def train(out: Path, num_updates: int, compute: Compute, *, compiled: bool = False) -> None:
@@ -113,7 +118,7 @@ def train(out: Path, num_updates: int, compute: Compute, *, compiled: bool = Fal
     pool = next(pools(autoencoder, data, base_step, compute, out / "pool.pt"))  # the base's last: it is cached
     started = saved_at = time.monotonic()
     losses: list[Tensor] = []
-    lessons = partial(lesson, pool, data.seed, compute.scaled(BATCH_SIZES), tokenizer)
+    lessons = partial(lesson, pool, f"student-{data.seed}", compute.scaled(BATCH_SIZES), tokenizer)
     for drawn in compute.drawn(lessons, range(run.step, num_updates)):
         factor = min(1.0, (run.step + 1) / 20, max((num_updates - run.step) / (0.7 * num_updates), 0.01))
         losses.append(trajectory_step(run, to_batch(pool, drawn), factor))

@@ -15,7 +15,6 @@ import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import torch
@@ -31,9 +30,9 @@ from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder, load_state
 from kleinbild.train.nano.autoencoder import picture_loss
 from kleinbild.train.nano.compute import Compute, add_compute, compute_of
-from kleinbild.train.nano.distill import context_of, walk
-from kleinbild.train.nano.flow import BATCH_SIZES, MIX, SHARES, Flow, data_of, pools
-from kleinbild.train.nano.pool import Batch, Draft, Pool, draft, to_batch, to_tensor
+from kleinbild.train.nano.distill import context_of, lesson, walk
+from kleinbild.train.nano.flow import BATCH_SIZES, Flow, data_of, pools
+from kleinbild.train.nano.pool import Batch, Pool, to_batch, to_tensor
 from kleinbild.train.nano.precision import mixed
 from kleinbild.train.nano.stage import RATE_HELP, Lessons, pictures, train_on
 
@@ -51,13 +50,6 @@ def finished(flow: Flow, batch: Batch) -> Tensor:
     return at_BNC - last * velocity_BNC
 
 
-def task(pool: Pool, seed: int, sizes: tuple[int, ...], tokenizer: PromptTokenizer, number: int) -> Draft:
-    """What the student is asked for: native pictures."""
-    random = Random(f"finish-{seed}-{number}")
-    kind = random.choices(range(3), MIX)[0]
-    return draft(pool, SHARES[kind], sizes[kind], random, tokenizer, grids=(NATIVE,))
-
-
 def own_latents(
     flow: Flow, pool: Pool, tokenizer: PromptTokenizer, count: int, seed: int, compute: Compute
 ) -> tuple[list[Scene], Tensor]:
@@ -66,7 +58,9 @@ def own_latents(
     scenes: list[Scene] = []
     latents: list[Tensor] = []
     errors: list[Tensor] = []
-    for drawn in compute.drawn(partial(task, pool, seed, compute.scaled(BATCH_SIZES), tokenizer), range(count)):
+    sizes = compute.scaled(BATCH_SIZES)
+    asked = partial(lesson, pool, f"finish-{seed}", sizes, tokenizer, grids=(NATIVE,))
+    for drawn in compute.drawn(asked, range(count)):
         batch = to_batch(pool, drawn)
         made_BNC = finished(flow, batch)
         scenes += [native[number] for number in drawn.targets]
