@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from kleinbild.core.errors import DatabaseError, RequestError
@@ -29,6 +29,8 @@ BUSY_MS = 30_000
 PRAGMAS = (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "foreign_keys=ON")
 DRIVERS = {"sqlite": "aiosqlite", "postgresql": "psycopg"}
 FORM = "postgresql://user:password@host/database"
+OUTAGE = (OperationalError, InterfaceError, InternalError)
+"""What a database that is not there, or on its way, raises; other errors of its driver are faults of ours."""
 
 
 class Straight:

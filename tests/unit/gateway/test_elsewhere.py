@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from kleinbild.core.jobs import ImageWork, Job, JobEvent
 from kleinbild.gateway.events import EventHub, Subscription
@@ -150,7 +150,7 @@ async def test_a_database_that_is_gone_for_a_while_is_waited_for(
 ) -> None:
     monkeypatch.setattr(elsewhere, "POLL_SECONDS", 0.01)
     read, one = jobs.ids_of_others, await job(database)
-    failures = iter([DBAPIError("", None, Exception()), ValueError("a bug")])
+    failures = iter([OperationalError("", None, Exception()), ProgrammingError("a bug", None, Exception())])
 
     async def failing(*arguments: Any) -> set[int]:
         for failure in failures:
@@ -165,5 +165,5 @@ async def test_a_database_that_is_gone_for_a_while_is_waited_for(
             event = await live.next()
     assert event is not None
     assert event.type == "job.completed"
-    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ValueError]
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ProgrammingError]
     listening.cancel()

@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from kleinbild.core.callers import Caller
 from kleinbild.core.errors import RequestError
@@ -281,7 +281,11 @@ async def test_a_database_that_is_gone_for_a_while_is_waited_for(
 ) -> None:
     monkeypatch.setattr(tune, "AGAIN_SECONDS", 0.01)
     waiting = tunings.waiting
-    failures = [DBAPIError("", None, Exception()), ValueError("a bug"), DBAPIError("", None, Exception())]
+    failures = [
+        OperationalError("", None, Exception()),
+        ProgrammingError("a bug", None, Exception()),
+        OperationalError("", None, Exception()),
+    ]
 
     async def failing(*arguments: Any) -> Tuning | None:
         if failures:
@@ -295,7 +299,7 @@ async def test_a_database_that_is_gone_for_a_while_is_waited_for(
             await asyncio.sleep(0.02)
             job = (await client.get(f"/v1/fine_tuning/jobs/{job['id']}")).json()
     assert not failures
-    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ValueError]
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ProgrammingError]
     await client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from kleinbild.core.jobs import ImageWork, Job
 from kleinbild.gateway.flow import durable, takeover
@@ -100,7 +100,7 @@ async def test_what_the_dead_left_is_ended_and_what_is_of_the_living_is_left_alo
     """The dead: number 0, which is of a version that had no numbers, and one that had."""
     monkeypatch.setattr(takeover, "GRACE_SECONDS", 0.2)
     monkeypatch.setattr(takeover, "LOOK_SECONDS", 0.1)
-    take_up, failures = durable.take_up, iter([DBAPIError("", None, Exception())])
+    take_up, failures = durable.take_up, iter([OperationalError("", None, Exception())])
 
     async def failing_once(*arguments: Any) -> None:
         for failure in failures:
@@ -163,7 +163,7 @@ async def test_a_look_that_fails_says_nothing_of_anybody(
     looking: Looking, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[dict[int, float]] = []
-    failures = [DBAPIError("", None, Exception()), ValueError("a bug")]
+    failures = [OperationalError("", None, Exception()), ProgrammingError("a bug", None, Exception())]
 
     async def look(_: Any, since: dict[int, float]) -> dict[int, float]:
         seen.append(since)
@@ -178,4 +178,4 @@ async def test_a_look_that_fails_says_nothing_of_anybody(
         await asyncio.sleep(0.001)
     task.cancel()
     assert seen[:4] == [{}, {1: 100.0}, {}, {}]
-    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ValueError]
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ProgrammingError]

@@ -12,11 +12,10 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import DBAPIError
-
 from kleinbild.core.jobs import JobEvent
 from kleinbild.gateway.events import LAST
 from kleinbild.storage import jobs
+from kleinbild.storage.database import OUTAGE
 from kleinbild.storage.servers import NUM_SLOTS
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ async def hear(services: Services) -> None:
         await asyncio.sleep(POLL_SECONDS)
         try:
             await hearing.look()
-        except DBAPIError:
+        except OUTAGE:
             pass  # the database is not there; what is kept meanwhile is found when it is
         except Exception:
             log.exception("what other servers tell could not be read")

@@ -11,13 +11,12 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import DBAPIError
-
 from kleinbild.core.errors import RequestError
 from kleinbild.core.jobs import FINAL, ImageWork
 from kleinbild.gateway.flow import durable
 from kleinbild.gateway.secrets import Secrets, require_same
 from kleinbild.storage import jobs, servers
+from kleinbild.storage.database import OUTAGE
 from kleinbild.storage.servers import Left, Member
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ async def look_after_others(services: Services) -> None:
     while True:
         try:
             since = await _look(services, since)
-        except DBAPIError:
+        except OUTAGE:
             since = {}  # the database is not there: nothing is known of anybody
         except Exception:
             log.exception("what another server left could not be taken over")
@@ -84,7 +83,7 @@ async def _take_over(services: Services, dead: int) -> None:
     while True:
         try:
             return await _take_up(services, left)
-        except DBAPIError:  # it is ours, and nobody else will
+        except OUTAGE:  # it is ours, and nobody else will
             await asyncio.sleep(LOOK_SECONDS)
 
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from kleinbild.core.errors import KleinbildError, ModelError, RequestError
 from kleinbild.core.training import Checkpointed, Failed, Finished, Progressed, Started, TrainingEvent, Validated
@@ -30,6 +30,7 @@ from kleinbild.model.adapters import registry
 from kleinbild.providers.training import Heard, Trainer, TrainerProcess, tail_of_log
 from kleinbild.storage import files, servers, tunings
 from kleinbild.storage.blobs import MissingBlobError
+from kleinbild.storage.database import OUTAGE
 from kleinbild.storage.tunings import Checkpoint, Happening, Result, Status, Tuning
 from kleinbild.train import recipe as recipes
 from kleinbild.train.defaults import resolve, trainee_of
@@ -77,7 +78,7 @@ class Tunings:
                     await see_to(tuning)
                 finally:
                     self._under_way.discard(tuning.id)
-            except DBAPIError:
+            except OUTAGE:
                 await asyncio.sleep(AGAIN_SECONDS)  # the database is not there; what waits is found when it is
             except Exception:
                 log.exception("a fine-tuning job could not be seen to; trying again")
