@@ -37,7 +37,7 @@ from kleinbild.nano.scenes.render import NATIVE
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder
 from kleinbild.train.nano import distill, finish, flow, sharpen
-from kleinbild.train.nano.autoencoder import optimizers_of
+from kleinbild.train.nano.autoencoder import optimizers_of, update
 from kleinbild.train.nano.compute import Compute
 from kleinbild.train.nano.pool import Batch, Data, Draft, Pool, build_pool, to_batch
 from kleinbild.train.nano.stage import Lessons
@@ -111,9 +111,7 @@ def time_base(network: flow.Flow, pool: Pool, tokenizer: PromptTokenizer, comput
 
 
 def time_student(network: flow.Flow, pool: Pool, tokenizer: PromptTokenizer, compute: Compute, steps: int) -> float:
-    student = copy.deepcopy(network).to(compute.device)
-    student.text_encoder.requires_grad_(False)
-    run = flow.begin(student, scale=NOTHING)
+    run = distill.student_of(copy.deepcopy(network).to(compute.device), NOTHING)
     draw = partial(distill.lesson, pool, "student-0", compute.scaled(distill.BATCH_SIZES), tokenizer)
     drawn = compute.drawn(draw, range(NUM_WARM + steps))
     return seconds_a_step(drawn, lambda each: distill.trajectory_step(run, to_batch(pool, each), 1.0), compute.device)
@@ -121,15 +119,8 @@ def time_student(network: flow.Flow, pool: Pool, tokenizer: PromptTokenizer, com
 
 def time_autoencoder(autoencoder: Autoencoder, lessons: Lessons[Any], compute: Compute, steps: int) -> float:
     optimizers = optimizers_of(autoencoder.requires_grad_(True), muon_rate=NOTHING, adam_rate=NOTHING)
-
-    def step(drawn: Any) -> None:
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        lessons.loss(drawn).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-
-    return seconds_a_step(compute.drawn(lessons.draw, range(NUM_WARM + steps)), step, compute.device)
+    drawn = compute.drawn(lessons.draw, range(NUM_WARM + steps))
+    return seconds_a_step(drawn, lambda each: update(optimizers, lessons.loss(each)), compute.device)
 
 
 def measure(device: torch.device, scales: list[int], steps: int, num_scenes: int) -> Measured:

@@ -24,7 +24,8 @@ from kleinbild.model.catalog import PACKAGED
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.model.weights import load_model
 from kleinbild.nano.scenes.lexicon import COLORS, NOUNS
-from kleinbild.nano.scenes.render import NATIVE, SIDE, render
+from kleinbild.nano.scenes.oracle import psnr
+from kleinbild.nano.scenes.render import NATIVE, Scene, render
 from kleinbild.nano.scenes.tasks import is_held_out, samples
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_state, save_state
@@ -57,10 +58,10 @@ DATA = Data(num_scenes=120)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_are_measured() -> Iterator[None]:
-    """One picture says how much errors show, instead of eight: 2 s for a pool, not 16."""
+def none_are_measured() -> Iterator[None]:
+    """What an error does to the picture takes 16 s for a pool: one test measures it, the others count all channels alike."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool_module, "NUM_MEASURED", 1)
+        patch.setattr(pool_module, "pixel_metric", lambda _autoencoder, latents_BCrc: torch.eye(latents_BCrc.shape[1]))
         yield
 
 
@@ -289,6 +290,17 @@ def test_one_command_trains_all_and_goes_on(tmp_path: Path, monkeypatch: pytest.
         train_all(tmp_path / "astray", replace(plan, start=tmp_path / "nowhere"), HERE)
 
 
+def test_each_stretch_of_steps_has_scenes_of_its_own(run_folder: Path, tmp_path: Path) -> None:
+    autoencoder = flow.load_autoencoder(run_folder / "autoencoder.safetensors", NANO.autoencoder, CPU)
+    data = replace(DATA, num_scenes=20, steps_a_pool=3)
+    first, *others = flow.stretches(autoencoder, data, range(4, 10), HERE, tmp_path / "pool.pt")
+    assert [list(steps) for _, steps in (first, *others)] == [[4, 5], [6, 7, 8], [9]]
+    assert all(first[0].index.keys() != pool.index.keys() for pool, _ in others)
+    (again, steps), *_ = flow.stretches(autoencoder, data, range(5, 6), HERE, tmp_path / "pool.pt")
+    assert list(steps) == [5]
+    assert again.index == first[0].index
+
+
 def test_other_processes_draw_the_same_in_the_same_order() -> None:
     draw = partial(sharpen.draw, 5, 1)
     ahead = list(Compute(CPU, workers=2).drawn(draw, range(3, 7)))
@@ -329,6 +341,19 @@ def test_sharpening_goes_on_to_the_same_weights(
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in straight.items())
     changed = {name.split(".")[0] for name, tensor in straight.items() if not torch.equal(tensor, before[name])}
     assert changed == {"encoder", "decoder"}  # not the latents' statistics
+
+
+def test_sharpening_begins_anew_from_other_weights(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharpen, "SCENES", 1)
+    monkeypatch.setattr(sharpen, "TEXTURES", 1)
+    own = run_folder / "autoencoder.safetensors"
+    sharpen.train(tmp_path / "anew", own, 1, 0, HERE)
+    for name in ("anew", "alone"):
+        sharpen.train(tmp_path / name, PACKAGED / "autoencoder.safetensors", 1, 0, HERE)
+    anew, alone = (load_file(tmp_path / name / "autoencoder.safetensors") for name in ("anew", "alone"))
+    assert all(torch.equal(tensor, anew[name]) for name, tensor in alone.items())
 
 
 def test_sharpening_keeps_more_of_textures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,19 +405,26 @@ def test_the_last_stage_goes_on_to_the_same_weights(
     assert {name.split(".")[0] for name in changed} == {"encoder", "decoder"}  # not the latents' statistics
 
 
-def test_an_error_in_a_box_counts_more() -> None:
-    scenes = list(
-        islice((s.target for s in samples(training_draw(Random(1))) if s.target.grid == NATIVE and s.target.placed), 3)
-    )
-    weights = finish.box_weights(scenes)
-    assert weights.shape == (3, SIDE, SIDE)
-    for weights_HW, each in zip(weights, scenes, strict=True):
-        inside = np.zeros((SIDE, SIDE), bool)
-        for item in each.placed:
-            left, top, right, bottom = item.box
-            inside[top:bottom, left:right] = True
-        assert (weights_HW[inside] == finish.BOX_WEIGHT).all()
-        assert (weights_HW[~inside] == 1).all()
+def test_the_box_loss_is_what_the_psnr_in_the_boxes_counts() -> None:
+    things = (s.target for s in samples(training_draw(Random(1))) if s.target.grid == NATIVE and s.target.placed)
+    scenes = [*islice(things, 3), Scene("mint")]
+    wanted_BHWC = np.stack([render(each) for each in scenes])
+    random = np.random.default_rng(0)
+    spoilt_BHWC = (wanted_BHWC + random.normal(0, 20, wanted_BHWC.shape)).round().clip(0, 255).astype(np.uint8)
+    boxes = [(number, *box) for number, each in enumerate(scenes) for box in finish.boxes_of(each)]
+    loss = finish.box_loss(to_tensor(spoilt_BHWC), to_tensor(wanted_BHWC), boxes)
+    decibels = [psnr(spoilt_BHWC[box], wanted_BHWC[box]) for box in boxes]
+    assert float(loss) == pytest.approx(float(np.log(4 * 10 ** (-np.mean(decibels) / 10))), abs=0.01)
+
+
+def test_a_pool_measures_how_much_an_error_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "pixel_metric", pixel_metric)
+    monkeypatch.setattr(pool_module, "NUM_MEASURED", 1)
+    model = flow.load_autoencoder(PACKAGED / "autoencoder.safetensors", NANO.autoencoder, CPU)
+    pool = build_pool(model, replace(DATA, num_scenes=10), 0, HERE, tmp_path / "pool.pt")
+    first_BCrc = pool.latents_SNC[NATIVE][:1].mT.unflatten(2, NATIVE)
+    assert torch.allclose(pool.root_CC, root_of_loss(pixel_metric(model, first_BCrc)), atol=1e-4)
+    assert not torch.allclose(pool.root_CC, torch.eye(128), atol=0.1)
 
 
 def test_the_metric_tells_how_much_an_error_shows() -> None:

@@ -74,6 +74,15 @@ def optimizers_of(model: nn.Module, *, muon_rate: float, adam_rate: float) -> li
     return [Muon(kernels, lr=muon_rate), torch.optim.Adam(others, lr=adam_rate, betas=(0.9, 0.98))]
 
 
+def update(optimizers: list[torch.optim.Optimizer], loss: Tensor) -> None:
+    """One step of the optimizers."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
 def random_scenes(generator: np.random.Generator, count: int, side: int) -> NDArray[np.uint8]:
     """`count` pictures (count, side, side, 3): half as in the world, half with free places and colours."""
     codes = sorted(set(sprites()) - set(UNSEEN))
@@ -170,11 +179,7 @@ def train(out: Path, minutes: float, seed: int = 0, device: str = "cpu") -> None
         x_BCHW = to_tensor(random_scenes(np.random.default_rng((seed, 3, step)), batch, side), device)
         with mixed(torch.device(device)):
             loss, mse = loss_of(model, x_BCHW, step)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        update(optimizers, loss)
         step += 1
         if step % 50 == 0:
             training = -10 * np.log10(mse / 4)

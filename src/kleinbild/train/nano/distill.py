@@ -37,7 +37,7 @@ from kleinbild.train.nano.flow import (
     Run,
     begin,
     data_of,
-    pools,
+    stretches,
     update,
     weighted_error,
 )
@@ -80,6 +80,12 @@ def trajectory_step(run: Run, batch: Batch, factor: float) -> Tensor:
     return total.detach() / NUM_STEPS
 
 
+def student_of(base: Flow, scale: float = RATE_SCALE) -> Run:
+    """A run that trains a base on as its student, text encoder frozen."""
+    base.text_encoder.requires_grad_(False)
+    return begin(base, scale=scale)
+
+
 def begin_student(out: Path, device: torch.device) -> tuple[Run, int, Data]:
     """The base's average with a frozen text encoder, or the checkpoint of a student of this base; the base's step and data."""
     base = load_state(out / "flow.pt")
@@ -89,8 +95,7 @@ def begin_student(out: Path, device: torch.device) -> tuple[Run, int, Data]:
         )
     flow = Flow(NANO)
     flow.load_state_dict(base["average"])
-    flow.text_encoder.requires_grad_(False)
-    run = begin(flow.to(device), scale=RATE_SCALE)
+    run = student_of(flow.to(device))
     if (state := load_state(out / "student.pt")) and state.get("base_step") == base["step"]:
         run.restore(state)
     return run, base["step"], data_of(base)
@@ -115,20 +120,21 @@ def train(out: Path, num_updates: int, compute: Compute, *, compiled: bool = Fal
         return
     if compiled:
         run.flow.compile_blocks()
-    pool = next(pools(autoencoder, data, base_step, compute, out / "pool.pt"))  # the base's last: it is cached
     started = saved_at = time.monotonic()
     losses: list[Tensor] = []
-    lessons = partial(lesson, pool, f"student-{data.seed}", compute.scaled(BATCH_SIZES), tokenizer)
-    for drawn in compute.drawn(lessons, range(run.step, num_updates)):
-        factor = min(1.0, (run.step + 1) / 20, max((num_updates - run.step) / (0.7 * num_updates), 0.01))
-        losses.append(trajectory_step(run, to_batch(pool, drawn), factor))
-        if run.step % 50 == 0:
-            mean = float(torch.stack(losses).mean())
-            print(f"student step {run.step} {time.monotonic() - started:.0f}s loss {mean:.4f}", flush=True)
-            losses.clear()
-        if time.monotonic() - saved_at > SECONDS_A_CHECKPOINT or run.step == num_updates:
-            saved_at = time.monotonic()
-            save_state(out / "student.pt", {**run.state(), "base_step": base_step, "data": asdict(data)})
+    steps = range(base_step + run.step, base_step + num_updates)  # the pools go on where the base's ended
+    for pool, stretch in stretches(autoencoder, data, steps, compute, out / "pool.pt"):
+        lessons = partial(lesson, pool, f"student-{data.seed}", compute.scaled(BATCH_SIZES), tokenizer)
+        for drawn in compute.drawn(lessons, stretch):
+            factor = min(1.0, (run.step + 1) / 20, max((num_updates - run.step) / (0.7 * num_updates), 0.01))
+            losses.append(trajectory_step(run, to_batch(pool, drawn), factor))
+            if run.step % 50 == 0:
+                mean = float(torch.stack(losses).mean())
+                print(f"student step {run.step} {time.monotonic() - started:.0f}s loss {mean:.4f}", flush=True)
+                losses.clear()
+            if time.monotonic() - saved_at > SECONDS_A_CHECKPOINT or run.step == num_updates:
+                saved_at = time.monotonic()
+                save_state(out / "student.pt", {**run.state(), "base_step": base_step, "data": asdict(data)})
 
 
 def main() -> None:

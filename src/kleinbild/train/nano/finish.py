@@ -25,21 +25,22 @@ from torch import Tensor
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.model.tokenizer import PromptTokenizer
 from kleinbild.nano.scenes.oracle import box_slices
-from kleinbild.nano.scenes.render import NATIVE, SIDE, Scene, render
+from kleinbild.nano.scenes.render import NATIVE, Scene, render
 from kleinbild.nano.specs import NANO
 from kleinbild.train.checkpoint import load_autoencoder, load_state
 from kleinbild.train.nano.autoencoder import picture_loss
 from kleinbild.train.nano.compute import Compute, add_compute, compute_of
 from kleinbild.train.nano.distill import context_of, lesson, walk
-from kleinbild.train.nano.flow import BATCH_SIZES, Flow, data_of, pools
-from kleinbild.train.nano.pool import Batch, Pool, to_batch, to_tensor
+from kleinbild.train.nano.flow import BATCH_SIZES, Flow, data_of
+from kleinbild.train.nano.pool import Batch, Pool, build_pool, to_batch, to_tensor
 from kleinbild.train.nano.precision import mixed
 from kleinbild.train.nano.stage import RATE_HELP, Lessons, pictures, train_on
 
 NUM_OWN = 6000  # the student's pictures that a run learns from
 LEFT_OUT = 0.1  # of them: those furthest from what was asked, at times another thing altogether
 OWN, SCENES, TEXTURES = 6, 2, 4  # pictures in a step
-BOX_WEIGHT = 2.0  # what an error in a thing's box is multiplied by
+BOX_WEIGHT = 0.1  # of the mean logarithm of the squared errors in the boxes: what their PSNR counts
+LEAST_ERROR = 1e-4  # of a box, 46 dB: below it nothing is gained
 ANCHOR_WEIGHT = 10.0  # of the squared distance that latents of the world have moved, in their spreads
 
 
@@ -75,12 +76,12 @@ def own_latents(
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """The pictures of a step: first those that were asked for, by numbers of the student's latents, then `num_scenes` of the
-    world, then textures. `weights_BHW`: what errors in the first are multiplied by."""
+    world, then textures. `boxes`: where things stand in the first, as number of the picture, rows and columns."""
 
     own: NDArray[np.int64]
     num_scenes: int
     pictures_BHWC: NDArray[np.uint8]
-    weights_BHW: NDArray[np.float32]
+    boxes: list[tuple[int, slice, slice]]
 
 
 def draw(scenes: list[Scene], seed: int, scale: int, step: int) -> Drawn:
@@ -89,7 +90,8 @@ def draw(scenes: list[Scene], seed: int, scale: int, step: int) -> Drawn:
     asked = [scenes[index] for index in own]
     others = pictures(generator, scale * SCENES, scale * TEXTURES)
     some = np.concatenate(([render(scene) for scene in asked], others))
-    return Drawn(own, scale * SCENES, some, box_weights(asked))
+    boxes = [(number, *box) for number, scene in enumerate(asked) for box in boxes_of(scene)]
+    return Drawn(own, scale * SCENES, some, boxes)
 
 
 def step_loss(autoencoder: Autoencoder, before: Autoencoder, latents_SNC: Tensor, drawn: Drawn) -> Tensor:
@@ -98,25 +100,27 @@ def step_loss(autoencoder: Autoencoder, before: Autoencoder, latents_SNC: Tensor
     device = latents_SNC.device
     wanted_BCHW = to_tensor(drawn.pictures_BHWC, device)
     others_BCHW = wanted_BCHW[len(drawn.own) :]
-    weights_B1HW = torch.ones_like(wanted_BCHW[:, :1])
-    weights_B1HW[: len(drawn.own), 0] = torch.from_numpy(drawn.weights_BHW).to(device)
     made_BDrc = latents_SNC[torch.from_numpy(drawn.own).to(device)].float().mT.unflatten(2, NATIVE)
     with mixed(device):
         with torch.no_grad():
             anchors_BDrc = before.encode(others_BCHW[: drawn.num_scenes]).float()
         encoded_BDrc = autoencoder.encode(others_BCHW).float()
-        out_BCHW = autoencoder.decode(torch.cat((made_BDrc, encoded_BDrc)))
+        out_BCHW = autoencoder.decode(torch.cat((made_BDrc, encoded_BDrc))).float()
     moved = F.mse_loss(encoded_BDrc[: drawn.num_scenes], anchors_BDrc)
-    return picture_loss(out_BCHW.float() * weights_B1HW, wanted_BCHW * weights_B1HW) + ANCHOR_WEIGHT * moved
+    in_boxes = BOX_WEIGHT * box_loss(out_BCHW, wanted_BCHW, drawn.boxes)
+    return picture_loss(out_BCHW, wanted_BCHW) + in_boxes + ANCHOR_WEIGHT * moved
 
 
-def box_weights(scenes: list[Scene]) -> NDArray[np.float32]:
-    """What the errors of the pixels (B, H, W) of native pictures are multiplied by."""
-    weights_BHW = np.ones((len(scenes), SIDE, SIDE), np.float32)
-    for weights_HW, scene in zip(weights_BHW, scenes, strict=True):
-        for item in scene.placed:
-            weights_HW[box_slices(item)] = BOX_WEIGHT
-    return weights_BHW
+def boxes_of(scene: Scene) -> list[tuple[slice, slice]]:
+    """Rows and columns of a scene's things; of the whole picture if it has none."""
+    return [box_slices(item) for item in scene.placed] or [(slice(None), slice(None))]
+
+
+def box_loss(out_BCHW: Tensor, wanted_BCHW: Tensor, boxes: list[tuple[int, slice, slice]]) -> Tensor:
+    """The mean logarithm of the boxes' squared errors: an error counts more in a box that is right but for it."""
+    squared_BHW = (out_BCHW - wanted_BCHW).square().mean(dim=1)
+    errors = [squared_BHW[number, rows, columns].mean() for number, rows, columns in boxes]
+    return (torch.stack(errors) + LEAST_ERROR).log().mean()
 
 
 def train(out: Path, num_steps: int, compute: Compute, *, rate: float = 1.0) -> None:
@@ -132,7 +136,9 @@ def train(out: Path, num_steps: int, compute: Compute, *, rate: float = 1.0) -> 
     def begin() -> Lessons[Drawn]:
         flow = Flow(NANO)
         flow.load_state_dict(student["average"])
-        pool = next(pools(before, data, student["base_step"], compute, out / "pool.pt"))
+        # Of scenes that the student has not learned: what it knows by heart comes out better than what it is asked for in use.
+        number = (student["base_step"] + student["step"]) // data.steps_a_pool + 1
+        pool = build_pool(before, data, number, compute, out / "pool.pt")
         tokenizer = PromptTokenizer(out / "tokenizer", NANO.text_encoder.max_tokens)
         count = compute.scale * NUM_OWN
         scenes, latents_SNC = own_latents(flow.to(device).eval(), pool, tokenizer, count, data.seed, compute)

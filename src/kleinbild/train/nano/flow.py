@@ -211,18 +211,16 @@ def lesson_share(step: int) -> float:
     return min(1.0, max(LESSON_SHARE, 1.0 - progress))
 
 
-def pools(
-    autoencoder: Autoencoder,
-    data: Data,
-    first_step: int,
-    compute: Compute,
-    cache: Path,
-) -> Iterator[Pool]:
-    """One pool for each stretch of `data.steps_a_pool` steps."""
-    number = first_step // data.steps_a_pool
-    while True:
-        yield build_pool(autoencoder, data, number, compute, cache)
-        number += 1
+def stretches(
+    autoencoder: Autoencoder, data: Data, steps: range, compute: Compute, cache: Path
+) -> Iterator[tuple[Pool, range]]:
+    """Each `data.steps_a_pool` steps with a pool of their own."""
+    start = steps.start
+    while start < steps.stop:
+        number = start // data.steps_a_pool
+        stop = min(steps.stop, (number + 1) * data.steps_a_pool)
+        yield build_pool(autoencoder, data, number, compute, cache), range(start, stop)
+        start = stop
 
 
 def lesson(pool: Pool, seed: int, sizes: tuple[int, ...], tokenizer: PromptTokenizer, step: int) -> tuple[int, Draft]:
@@ -288,12 +286,9 @@ def train(
     if compiled:
         run.flow.compile_blocks()
     sizes = compute.scaled(BATCH_SIZES)
-    supply = pools(autoencoder, data, run.step, compute, out / "pool.pt")
     started = saved_at = time.monotonic()
     recent = torch.zeros(3, 2, device=device)
-    while run.step < num_steps:
-        pool = next(supply)
-        stretch = range(run.step, min(num_steps, (run.step // data.steps_a_pool + 1) * data.steps_a_pool))
+    for pool, stretch in stretches(autoencoder, data, range(run.step, num_steps), compute, out / "pool.pt"):
         for kind, drawn in compute.drawn(partial(lesson, pool, data.seed, sizes, tokenizer), stretch):
             batch = to_batch(pool, drawn)
             generator = torch.Generator().manual_seed(drawn.noise_seed + 1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,8 +73,8 @@ def train(out: Path, start: Path, num_steps: int, seed: int, compute: Compute, *
     before = load_autoencoder(start, NANO.autoencoder, compute.device)
     autoencoder = copy.deepcopy(before)
     lessons = Lessons(partial(draw, seed, compute.scale), partial(step_loss, autoencoder, before, compute.device))
-    path = out / "sharpen.pt"
-    train_on(autoencoder, path, num_steps, lambda: lessons, compute, after={}, decay_share=DECAY_SHARE, rate=rate)
+    path, after = out / "sharpen.pt", {"start": zlib.crc32(start.read_bytes())}
+    train_on(autoencoder, path, num_steps, lambda: lessons, compute, after=after, decay_share=DECAY_SHARE, rate=rate)
     save_autoencoder(autoencoder, out / "autoencoder.safetensors")
 
 

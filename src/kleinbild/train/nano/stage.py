@@ -19,7 +19,7 @@ from torch import Tensor
 from kleinbild.model.autoencoder import Autoencoder
 from kleinbild.nano.scenes.render import SIDE
 from kleinbild.train.checkpoint import load_state, save_state
-from kleinbild.train.nano.autoencoder import optimizers_of, random_scenes
+from kleinbild.train.nano.autoencoder import optimizers_of, random_scenes, update
 from kleinbild.train.nano.compute import Compute
 from kleinbild.train.nano.flow import SECONDS_A_CHECKPOINT
 from kleinbild.train.nano.textures import random_texture
@@ -61,11 +61,8 @@ def train_on(
         factor = rate_factor(step, num_steps, decay_share)
         for optimizer, full in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = full * factor
-            optimizer.zero_grad()
         loss = lessons.loss(drawn)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        update(optimizers, loss)
         step += 1
         losses.append(loss.detach())
         if step % 100 == 0:
