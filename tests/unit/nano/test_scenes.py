@@ -134,7 +134,7 @@ def test_the_oracle_accepts_the_truth() -> None:
     for sample in some(60):
         picture = render(sample.target)
         assert nearest_scene(picture, sample.right) == sample.target
-        verdict = judge(picture, sample.target)
+        verdict = judge(picture, sample.target, before=sample.references[-1] if sample.references else None)
         assert verdict.all_right
         assert verdict.box_psnr > 60
 
@@ -211,6 +211,38 @@ def test_the_oracle_refuses_a_smear(radius: int) -> None:
     fox = Scene("navy", (Placed(FOX, 2, 2),))
     blurred = np.asarray(Image.fromarray(render(fox)).filter(ImageFilter.GaussianBlur(radius)))
     assert not judge(blurred, fox).all_right
+
+
+def mixed(ground: Scene, shown: Scene, share: float) -> Pixels:
+    """`shown` at this opacity over `ground`."""
+    below, above = render(ground).astype(np.float32), render(shown).astype(np.float32)
+    return (below + share * (above - below)).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize(("share", "right"), [(0.5, False), (0.65, False), (0.75, True)])
+def test_the_oracle_refuses_what_is_faint(share: float, right: bool) -> None:
+    cat = Placed(CAT, 0, 4)  # all there, whatever the fox is
+    both = Scene("white", (Placed(FOX, 4, 0), cat))
+    assert judge(mixed(Scene("white", (cat,)), both, share), both).objects_right is right
+
+
+@pytest.mark.parametrize(("share", "right"), [(0.0, True), (0.2, True), (0.3, False), (0.5, False)])
+def test_the_oracle_refuses_a_ghost_of_what_an_edit_took_away(share: float, right: bool) -> None:
+    cat = Placed(CAT, 4, 0)
+    before = Scene("white", (cat, Placed(FOX, 0, 4)))
+    removed = Scene("white", (cat,))
+    moved = Scene("white", (cat, Placed(FOX, 3, 4)))  # on a fourth of where it was
+    for after in (removed, moved):
+        shown = mixed(after, Scene("white", (before.placed[1], *after.placed)), share)
+        assert judge(shown, after, before=before).clean is right
+    replaced = Scene("white", (cat, Placed(NAMED[2], 0, 4)))  # nothing is left of where the fox was
+    assert judge(render(replaced), replaced, before=before).all_right
+
+
+def test_the_oracle_sees_a_ghost_through_a_look() -> None:
+    before, after = Scene("mint", (Placed(FOX, 2, 2),)), Scene("mint")
+    assert judge(duotone(render(after)), after, duotone, before).all_right
+    assert not judge(duotone(mixed(after, before, 0.4)), after, duotone, before).clean
 
 
 def test_the_oracle_tells_colours_apart() -> None:

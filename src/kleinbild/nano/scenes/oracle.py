@@ -1,14 +1,15 @@
 """The oracle: does a picture show the scene that was asked for? No network, only comparison with what can be drawn.
 
-A box is right when, of all sprites of the world and of nothing at all, the expected sprite drawn on what is behind it
-is nearest to its pixels, and no smear. The background is right when the expected one is nearest outside the boxes, and
-nothing that does not belong is there. The oracle is still lenient about sharpness, so the PSNR in the boxes stands beside it.
+A box is right when, of all sprites of the world, the expected one drawn on what is behind it is nearest to its pixels, and
+neither faint nor a smear. The background is right when the expected one is nearest outside the boxes, and nothing that does not
+belong is there, not even a ghost of what an edit took away. The oracle is still lenient about sharpness, so the PSNR in the
+boxes stands beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -19,7 +20,10 @@ from kleinbild.nano.scenes.render import TOKEN, Grid, Pixels, Placed, Scene, bac
 from kleinbild.nano.scenes.sprites import painted, size_of, sprite, sprites
 
 LIKE_PSNR = 17.0  # dB in a box: below it even the right sprite is a smear
+LIKE_OPACITY = 0.7  # of its own: a thing that is fainter is not there
 CLEAN_PSNR = 16.0  # dB in the worst tile outside the boxes: half a cat that nobody asked for gives about 8
+CLEAN_OPACITY = 0.25  # of what was there before an edit: fainter, it is gone
+JUDGED_SHARE = 0.25  # of how much a thing would show: one that the boxes leave less of is not looked for
 Look = Callable[[Pixels], Pixels]
 """What is done to a drawn picture (H, W, 3) before it is compared: a style, a frame."""
 
@@ -49,8 +53,8 @@ class Verdict:
 def judge(picture: Pixels, expected: Scene, look: Look | None = None, before: Scene | None = None) -> Verdict:
     """Compares a picture (H, W, 3) uint8 with the scene that it should show, seen through `look` if there is one.
 
-    `before` is the scene that was edited: what the edit leaves as it was is measured by itself. Raises ValueError for a
-    picture of another size than the scene's.
+    `before` is the scene that was edited: what the edit leaves as it was is measured by itself, and what it takes away must
+    be gone. Raises ValueError for a picture of another size than the scene's.
     """
     truth = render(expected) if look is None else look(render(expected))
     if picture.shape != truth.shape:
@@ -58,6 +62,7 @@ def judge(picture: Pixels, expected: Scene, look: Look | None = None, before: Sc
     outside = np.ones(picture.shape[:2], bool)
     for item in expected.placed:
         outside[box_slices(item)] = False
+    ghost = strongest_ghost(picture, expected, before, outside, look) if before else 0.0
     boxes = [psnr(picture[box_slices(item)], truth[box_slices(item)]) for item in expected.placed]
     return Verdict(
         expected=expected,
@@ -66,7 +71,7 @@ def judge(picture: Pixels, expected: Scene, look: Look | None = None, before: Sc
             nearest_sprite(picture, expected, index, look) == item.code for index, item in enumerate(expected.placed)
         ),
         background_right=nearest_background(picture, expected.grid, outside, look) == expected.background,
-        clean=worst_tile_psnr(picture, truth, outside) >= CLEAN_PSNR,
+        clean=worst_tile_psnr(picture, truth, outside) >= CLEAN_PSNR and ghost <= CLEAN_OPACITY,
         box_psnr=float(np.mean(boxes)) if boxes else psnr(picture, truth),
         kept_psnr=None if before is None else _kept_psnr(picture, truth, expected, before),
     )
@@ -99,7 +104,8 @@ def nearest_scene(picture: Pixels, scenes: Iterable[Scene], look: Look | None = 
 
 
 def nearest_sprite(picture: Pixels, expected: Scene, index: int, look: Look | None = None) -> str | None:
-    """The code of the sprite that the box of the scene's thing `index` shows where no other covers it, None for nothing."""
+    """The code of the sprite that the box of the scene's thing `index` shows where no other covers it, None for nothing or
+    hardly anything."""
     box = box_slices(expected.placed[index])
     seen = picture[box].astype(np.float32).reshape(-1)
     codes, colors, alphas = _sprite_table(size_of(expected.placed[index].code))
@@ -114,7 +120,34 @@ def nearest_sprite(picture: Pixels, expected: Scene, index: int, look: Look | No
     uncovered = free[box].reshape(-1)
     distances = np.square(drawn - seen) @ uncovered
     best = int(distances.argmin())
-    return codes[best] if distances[best] < np.square(ground - seen) @ uncovered else None
+    return codes[best] if opacity(seen, ground, drawn[best], uncovered) >= LIKE_OPACITY else None
+
+
+def opacity(
+    seen: NDArray[np.float32], ground: NDArray[np.float32], drawn: NDArray[np.float32], where: NDArray[np.float32]
+) -> float:
+    """How much of the difference between `ground` and what is `drawn` on it is seen `where` that is 1, by least squares: 0 is
+    nothing, 1 all. Below a half the ground is nearer. Arrays of one shape (N)."""
+    difference = (drawn - ground) * where
+    return float((seen - ground) @ difference / max(float(difference @ difference), 1e-9))
+
+
+def strongest_ghost(
+    picture: Pixels, expected: Scene, before: Scene, outside: NDArray[np.bool_], look: Look | None = None
+) -> float:
+    """The highest opacity of what was there `before` and should not be now, `outside` the boxes of the scene."""
+    looked = look or (lambda pixels: pixels)
+    empty = Scene(expected.background, grid=expected.grid)
+    ground = looked(render(empty)).astype(np.float32)
+    where = np.repeat(outside[..., None], 3, axis=2).astype(np.float32).reshape(-1)
+    strongest = 0.0
+    for item in set(before.placed).difference(expected.placed):
+        drawn = looked(render(replace(empty, placed=(item,)))).astype(np.float32)
+        shows = np.square(drawn - ground)
+        if shows[outside].sum() > JUDGED_SHARE * shows.sum():
+            seen = picture.astype(np.float32).reshape(-1)
+            strongest = max(strongest, opacity(seen, ground.reshape(-1), drawn.reshape(-1), where))
+    return strongest
 
 
 def _looked(drawn: NDArray[np.float32], empty: Pixels, box: tuple[slice, slice], look: Look) -> NDArray[np.float32]:
