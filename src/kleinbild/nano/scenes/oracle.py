@@ -139,13 +139,13 @@ def strongest_ghost(
     looked = look or (lambda pixels: pixels)
     empty = Scene(expected.background, grid=expected.grid)
     ground = looked(render(empty)).astype(np.float32)
+    seen = picture.astype(np.float32).reshape(-1)
     where = np.repeat(outside[..., None], 3, axis=2).astype(np.float32).reshape(-1)
     strongest = 0.0
     for item in set(before.placed).difference(expected.placed):
         drawn = looked(render(replace(empty, placed=(item,)))).astype(np.float32)
         shows = np.square(drawn - ground)
         if shows[outside].sum() > JUDGED_SHARE * shows.sum():
-            seen = picture.astype(np.float32).reshape(-1)
             strongest = max(strongest, opacity(seen, ground.reshape(-1), drawn.reshape(-1), where))
     return strongest
 

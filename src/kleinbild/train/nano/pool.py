@@ -46,7 +46,7 @@ STRANGE = 0.6  # share of the objects of two references that no other picture sh
 @dataclass(frozen=True, slots=True)
 class Data:
     """What a run learns from: the seed of everything drawn, the scenes in a pool, nouns at the end of the list that come twice
-    as often, steps of the base before the next pool. Stands in the run's state, so that every stage has the same."""
+    as often, steps of base and student before the next pool. Stands in the run's state, so that every stage has the same."""
 
     seed: int = 0
     num_scenes: int = NUM_SCENES
