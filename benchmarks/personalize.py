@@ -36,7 +36,7 @@ from PIL import Image
 from kleinbild.core.adapters import AdapterUse
 from kleinbild.core.requests import PictureRequest
 from kleinbild.engine.runtime import Engine
-from kleinbild.nano.evaluate import GOALS, attempt, drawn, encoded, held_out_samples
+from kleinbild.nano.evaluate import GOALS, asks, attempts, encoded
 from kleinbild.nano.scenes import phrases
 from kleinbild.nano.scenes.draw import SINGLES, Draw
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS, NOUNS, Noun
@@ -261,10 +261,7 @@ def standard(engine: Engine, uses: tuple[AdapterUse, ...], count: int) -> float:
     """The mean over the rows of `kleinbild nano eval`, on `count` of each."""
     rows = []
     for goal in GOALS:
-        right = [
-            attempt(engine, sample, drawn(goal, index), uses).verdict.all_right
-            for index, sample in enumerate(islice(held_out_samples(goal), count))
-        ]
+        right = [trial.verdict.all_right for trial in attempts(engine, asks(goal, count), adapters=uses)]
         rows.append(float(np.mean(right)))
     return float(np.mean(rows))
 

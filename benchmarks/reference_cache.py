@@ -15,7 +15,6 @@ import json
 import platform
 import statistics
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from kleinbild.core.sizes import Size
 from kleinbild.engine.batcher import Batcher
 from kleinbild.engine.caches import Caches
 from kleinbild.engine.runtime import Engine
-from kleinbild.nano.evaluate import GOALS, Goal, asked, drawn, held_out_samples
+from kleinbild.nano.evaluate import GOALS, Goal, asked, asks, held_out_samples
 from kleinbild.nano.scenes.oracle import judge_any, psnr
 
 COMPOSE = "put the object of image 1 on the background of image 2"
@@ -59,8 +58,8 @@ def is_edit(goal: Goal) -> bool:
 def errors(engine: Engine, goal: Goal, count: int) -> dict[str, float]:
     """Shares of edits that are all right, exact and cached, and how far cached ones are from exact ones in dB."""
     right, distances = [], []
-    for index, sample in enumerate(islice(held_out_samples(goal), count)):
-        request = asked(engine, sample, drawn(goal, index))
+    for sample, random in asks(goal, count):
+        request = asked(engine, sample, random)
         made = engine.generate_all([request, replace(request, cache_references=True)])
         exact, cached = (np.asarray(picture.pil) for picture in made)
         right.append([judge_any(picture, sample.right).all_right for picture in (exact, cached)])

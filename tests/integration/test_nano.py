@@ -10,9 +10,10 @@ import torch
 
 import kleinbild
 from kleinbild.core.errors import PromptError
+from kleinbild.engine.runtime import Engine
 from kleinbild.model import catalog
 from kleinbild.model.weights import check, export_diffusers
-from kleinbild.nano.evaluate import GOALS, evaluate, held_out_samples
+from kleinbild.nano.evaluate import GOALS, asks, attempts, evaluate, held_out_samples
 from kleinbild.nano.scenes.draw import ROW, SMALL
 from kleinbild.nano.scenes.lexicon import NOUN_BY_NAME, in_size
 from kleinbild.nano.scenes.oracle import judge
@@ -57,6 +58,14 @@ def test_the_evaluation_is_fixed_and_held_out() -> None:
         first, again = ([next(stream) for _ in range(3)] for stream in (held_out_samples(goal), held_out_samples(goal)))
         assert [sample.target for sample in first] == [sample.target for sample in again]
         assert goal.unseen or all(is_held_out(sample) for sample in first)
+
+
+def test_the_evaluation_makes_several_pictures_at_a_time_each_as_alone() -> None:
+    engine, goal = Engine("nano"), GOALS[-1]
+    together = [trial.picture for trial in attempts(engine, asks(goal, 3))]
+    alone = [trial.picture for ask in asks(goal, 3) for trial in attempts(engine, [ask])]
+    assert together == alone
+    assert [trial.picture for trial in attempts(engine, asks(goal, 1), steps=1)] != together[:1]
 
 
 def test_the_base_follows_guidance() -> None:

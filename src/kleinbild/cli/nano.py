@@ -52,6 +52,8 @@ def evaluate(
             "--sheets", metavar="FOLDER", help="Write a contact sheet for each row, right pictures framed green."
         ),
     ] = None,
+    steps: options.Steps = None,
+    dtype: options.Dtype = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure nano on prompts and edits that it was not trained on.
@@ -65,9 +67,9 @@ def evaluate(
 
     pictures = Sheets(sheets) if sheets else None
     with progress(f"evaluating {model}") as bar:
-        rows = run(model, count, bar.step, pictures.add if pictures else None)
+        rows = run(model, count, bar.step, pictures.add if pictures else None, steps=steps, dtype=dtype)
     with progress(f"{NUM_SEEDS} seeds of each prompt, {model}") as bar:
-        varied = variety(model, min(count, NUM_PROMPTS), bar.step)
+        varied = variety(model, min(count, NUM_PROMPTS), bar.step, steps=steps, dtype=dtype)
     if as_json:
         result_json({"rows": [asdict(row) for row in rows], "variety": [asdict(each) for each in varied]})
     else:

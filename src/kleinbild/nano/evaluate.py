@@ -7,7 +7,7 @@ stood in one; prompts, pictures and seeds are fixed, so two models or two versio
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import sqrt
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from kleinbild.core.adapters import AdapterUse
+from kleinbild.core.precision import Precision
 from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size
 from kleinbild.nano.scenes.draw import SMALL, TALL, WIDE, Draw
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from kleinbild.engine.runtime import Engine
 
 DEFAULT_COUNT = 200
+BATCH = 8  # pictures that are made in one pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +106,19 @@ def evaluate(
     count: int = DEFAULT_COUNT,
     on_progress: Callable[[int, int], None] | None = None,
     on_trial: Callable[[Goal, Trial], None] | None = None,
+    *,
+    steps: int | None = None,
+    dtype: Precision | None = None,
 ) -> list[Row]:
-    """Runs `count` held-out trials a row on the model (a name or a path) at its default steps and guidance."""
+    """Runs `count` held-out trials a row on the model (a name or a path) at its default guidance, and at its default steps if
+    `steps` is None."""
     from kleinbild.engine.runtime import Engine  # torch, only when it is needed
 
-    engine = Engine(model_name)
+    engine = Engine(model_name, dtype=dtype)
     rows, done = [], 0
     for goal in GOALS:
         verdicts = []
-        for index, sample in enumerate(islice(held_out_samples(goal), count)):
-            trial = attempt(engine, sample, drawn(goal, index))
+        for trial in attempts(engine, asks(goal, count), steps=steps):
             verdicts.append(trial.verdict)
             done += 1
             if on_trial:
@@ -133,13 +138,22 @@ def held_out_samples(goal: Goal) -> Iterator[Sample]:
             yield sample
 
 
-def attempt(engine: Engine, sample: Sample, random: Random, adapters: tuple[AdapterUse, ...] = ()) -> Trial:
-    """Asks the engine for one sample, with `adapters`, and judges what comes."""
-    request = replace(asked(engine, sample, random), adapters=adapters)
-    picture = engine.generate(request).pil
-    pixels = np.asarray(picture)
-    before = sample.references[-1] if sample.references else None
-    return Trial(sample, request.prompt, picture, judge_any(pixels, sample.right, before=before))
+def attempts(
+    engine: Engine,
+    wanted: Iterable[tuple[Sample, Random]],
+    *,
+    steps: int | None = None,
+    adapters: tuple[AdapterUse, ...] = (),
+) -> Iterator[Trial]:
+    """Asks the engine for samples, several at a time, and judges what comes. The random stream of each draws wording and seed."""
+    left = iter(wanted)
+    while batch := list(islice(left, BATCH)):
+        requests = [replace(asked(engine, sample, random), steps=steps, adapters=adapters) for sample, random in batch]
+        for (sample, _), request, made in zip(batch, requests, engine.generate_all(requests), strict=True):
+            picture = made.pil
+            before = sample.references[-1] if sample.references else None
+            verdict = judge_any(np.asarray(picture), sample.right, before=before)
+            yield Trial(sample, request.prompt, picture, verdict)
 
 
 def asked(engine: Engine, sample: Sample, random: Random) -> PictureRequest:
@@ -152,9 +166,10 @@ def asked(engine: Engine, sample: Sample, random: Random) -> PictureRequest:
     return PictureRequest(prompt, model=engine.name, size=size, seed=random.getrandbits(32), references=references)
 
 
-def drawn(goal: Goal, index: int) -> Random:
-    """What wording and seed of a row's sample `index` are drawn from: always the same."""
-    return Random(f"{goal.label}-{index}")
+def asks(goal: Goal, count: int) -> Iterator[tuple[Sample, Random]]:
+    """The first `count` samples of a row, each with what its wording and seed are drawn from: always the same."""
+    for index, sample in enumerate(islice(held_out_samples(goal), count)):
+        yield sample, Random(f"{goal.label}-{index}")
 
 
 def encoded(scene: Scene) -> bytes:

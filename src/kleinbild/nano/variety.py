@@ -8,7 +8,8 @@ from functools import partial
 from itertools import islice
 from random import Random
 
-from kleinbild.nano.evaluate import attempt
+from kleinbild.core.precision import Precision
+from kleinbild.nano.evaluate import attempts
 from kleinbild.nano.scenes.draw import Draw
 from kleinbild.nano.scenes.lexicon import NOUNS
 from kleinbild.nano.scenes.tasks import Sample, Task, samples
@@ -32,19 +33,24 @@ class Variety:
 
 
 def variety(
-    model_name: str, num_prompts: int = NUM_PROMPTS, on_progress: Callable[[int, int], None] | None = None
+    model_name: str,
+    num_prompts: int = NUM_PROMPTS,
+    on_progress: Callable[[int, int], None] | None = None,
+    *,
+    steps: int | None = None,
+    dtype: Precision | None = None,
 ) -> list[Variety]:
     """Makes `NUM_SEEDS` pictures of each of `num_prompts` prompts a task that leave something open."""
     from kleinbild.engine.runtime import Engine  # torch, only when it is needed
 
-    engine = Engine(model_name)
+    engine = Engine(model_name, dtype=dtype)
     found, done = [], 0
     for task in ASKED:
         ways, seen, expected = 0, 0, 0.0
         for sample in islice(leaving_open(task), num_prompts):
             shown = set()
-            for seed in range(NUM_SEEDS):
-                trial = attempt(engine, sample, Random(f"{sample.target}-{seed}"))
+            seeds = ((sample, Random(f"{sample.target}-{seed}")) for seed in range(NUM_SEEDS))
+            for trial in attempts(engine, seeds, steps=steps):
                 if trial.verdict.all_right:
                     shown.add(trial.verdict.expected)
                 done += 1
