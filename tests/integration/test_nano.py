@@ -36,7 +36,7 @@ def test_both_models_are_whole_and_small() -> None:
 
 
 def test_it_does_what_it_is_asked() -> None:
-    rows = evaluate("nano", ROUGH_COUNT)
+    rows = evaluate(Engine("nano"), ROUGH_COUNT)
     assert [row.task for row in rows] == [goal.label for goal in GOALS]
     learned = [
         row
@@ -49,7 +49,7 @@ def test_it_does_what_it_is_asked() -> None:
 
 
 def test_seeds_decide_what_a_prompt_leaves_open() -> None:
-    for each in variety("nano", 2):
+    for each in variety(Engine("nano"), 2):
         assert each.seen > (0.3 if each.task == "bare" else 0.6) * each.expected, each.task
 
 

@@ -62,14 +62,16 @@ def evaluate(
     misses its goal.
     """
     from kleinbild.cli.sheet import Sheets
+    from kleinbild.engine.runtime import Engine
     from kleinbild.nano.evaluate import evaluate as run
     from kleinbild.nano.variety import NUM_PROMPTS, NUM_SEEDS, variety
 
     pictures = Sheets(sheets) if sheets else None
+    engine = Engine(model, dtype=dtype)
     with progress(f"evaluating {model}") as bar:
-        rows = run(model, count, bar.step, pictures.add if pictures else None, steps=steps, dtype=dtype)
+        rows = run(engine, count, bar.step, pictures.add if pictures else None, steps=steps)
     with progress(f"{NUM_SEEDS} seeds of each prompt, {model}") as bar:
-        varied = variety(model, min(count, NUM_PROMPTS), bar.step, steps=steps, dtype=dtype)
+        varied = variety(engine, min(count, NUM_PROMPTS), bar.step, steps=steps)
     if as_json:
         result_json({"rows": [asdict(row) for row in rows], "variety": [asdict(each) for each in varied]})
     else:

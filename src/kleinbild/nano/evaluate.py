@@ -18,7 +18,6 @@ import numpy as np
 from PIL import Image
 
 from kleinbild.core.adapters import AdapterUse
-from kleinbild.core.precision import Precision
 from kleinbild.core.requests import PictureRequest
 from kleinbild.core.sizes import Size
 from kleinbild.nano.scenes.draw import SMALL, TALL, WIDE, Draw
@@ -102,19 +101,14 @@ class Trial:
 
 
 def evaluate(
-    model_name: str,
+    engine: Engine,
     count: int = DEFAULT_COUNT,
     on_progress: Callable[[int, int], None] | None = None,
     on_trial: Callable[[Goal, Trial], None] | None = None,
     *,
     steps: int | None = None,
-    dtype: Precision | None = None,
 ) -> list[Row]:
-    """Runs `count` held-out trials a row on the model (a name or a path) at its default guidance, and at its default steps if
-    `steps` is None."""
-    from kleinbild.engine.runtime import Engine  # torch, only when it is needed
-
-    engine = Engine(model_name, dtype=dtype)
+    """Runs `count` held-out trials a row at the model's default guidance, and at its default steps if `steps` is None."""
     rows, done = [], 0
     for goal in GOALS:
         verdicts = []

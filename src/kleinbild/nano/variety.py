@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from random import Random
+from typing import TYPE_CHECKING
 
-from kleinbild.core.precision import Precision
 from kleinbild.nano.evaluate import attempts
 from kleinbild.nano.scenes.draw import Draw
 from kleinbild.nano.scenes.lexicon import NOUNS
 from kleinbild.nano.scenes.tasks import Sample, Task, samples
+
+if TYPE_CHECKING:
+    from kleinbild.engine.runtime import Engine
 
 NUM_SEEDS, NUM_PROMPTS = 16, 8
 ASKED: tuple[Task, ...] = ("one", "two", "three", "bare")
@@ -33,17 +36,13 @@ class Variety:
 
 
 def variety(
-    model_name: str,
+    engine: Engine,
     num_prompts: int = NUM_PROMPTS,
     on_progress: Callable[[int, int], None] | None = None,
     *,
     steps: int | None = None,
-    dtype: Precision | None = None,
 ) -> list[Variety]:
     """Makes `NUM_SEEDS` pictures of each of `num_prompts` prompts a task that leave something open."""
-    from kleinbild.engine.runtime import Engine  # torch, only when it is needed
-
-    engine = Engine(model_name, dtype=dtype)
     found, done = [], 0
     for task in ASKED:
         ways, seen, expected = 0, 0, 0.0
