@@ -417,6 +417,13 @@ def test_the_box_loss_is_what_the_psnr_in_the_boxes_counts() -> None:
     assert float(loss) == pytest.approx(float(np.log(4 * 10 ** (-np.mean(decibels) / 10))), abs=0.01)
 
 
+def test_the_last_stage_counts_textures_by_their_psnr_too() -> None:
+    drawn = finish.draw([Scene("mint")], 0, 1, 0)
+    whole = [number for number, rows, columns in drawn.boxes if (rows, columns) == finish.WHOLE]
+    assert whole == [*range(finish.OWN), *range(finish.OWN + finish.SCENES, len(drawn.pictures_BHWC))]
+    assert len(drawn.pictures_BHWC) == finish.OWN + finish.SCENES + finish.TEXTURES
+
+
 def test_a_pool_measures_how_much_an_error_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "pixel_metric", pixel_metric)
     monkeypatch.setattr(pool_module, "NUM_MEASURED", 1)

@@ -38,9 +38,10 @@ from kleinbild.train.nano.stage import RATE_HELP, Lessons, pictures, train_on
 
 NUM_OWN = 6000  # the student's pictures that a run learns from
 LEFT_OUT = 0.1  # of them: those furthest from what was asked, at times another thing altogether
-OWN, SCENES, TEXTURES = 6, 2, 4  # pictures in a step
-BOX_WEIGHT = 0.1  # of the mean logarithm of the squared errors in the boxes: what their PSNR counts
+OWN, SCENES, TEXTURES = 6, 2, 6  # pictures in a step
+BOX_WEIGHT = 0.1  # of the mean logarithm of the squared errors in the boxes and of textures: what their PSNR counts
 LEAST_ERROR = 1e-4  # of a box, 46 dB: below it nothing is gained
+WHOLE = slice(None), slice(None)  # the box of a picture
 ANCHOR_WEIGHT = 10.0  # of the squared distance that latents of the world have moved, in their spreads
 
 
@@ -76,7 +77,8 @@ def own_latents(
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """The pictures of a step: first those that were asked for, by numbers of the student's latents, then `num_scenes` of the
-    world, then textures. `boxes`: where things stand in the first, as number of the picture, rows and columns."""
+    world, then textures. `boxes`: where things stand in the first, and all of each texture, as number of the picture, rows
+    and columns."""
 
     own: NDArray[np.int64]
     num_scenes: int
@@ -91,6 +93,7 @@ def draw(scenes: list[Scene], seed: int, scale: int, step: int) -> Drawn:
     others = pictures(generator, scale * SCENES, scale * TEXTURES)
     some = np.concatenate(([render(scene) for scene in asked], others))
     boxes = [(number, *box) for number, scene in enumerate(asked) for box in boxes_of(scene)]
+    boxes += [(number, *WHOLE) for number in range(len(some) - scale * TEXTURES, len(some))]
     return Drawn(own, scale * SCENES, some, boxes)
 
 
@@ -113,7 +116,7 @@ def step_loss(autoencoder: Autoencoder, before: Autoencoder, latents_SNC: Tensor
 
 def boxes_of(scene: Scene) -> list[tuple[slice, slice]]:
     """Rows and columns of a scene's things; of the whole picture if it has none."""
-    return [box_slices(item) for item in scene.placed] or [(slice(None), slice(None))]
+    return [box_slices(item) for item in scene.placed] or [WHOLE]
 
 
 def box_loss(out_BCHW: Tensor, wanted_BCHW: Tensor, boxes: list[tuple[int, slice, slice]]) -> Tensor:
