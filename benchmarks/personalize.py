@@ -40,7 +40,7 @@ from kleinbild.nano.evaluate import GOALS, asks, attempts, encoded
 from kleinbild.nano.scenes import phrases
 from kleinbild.nano.scenes.draw import SINGLES, Draw
 from kleinbild.nano.scenes.lexicon import BACKGROUNDS, NOUNS, Noun
-from kleinbild.nano.scenes.oracle import Look, Verdict, judge_any
+from kleinbild.nano.scenes.oracle import Look, Verdict, as_drawn, judge_any
 from kleinbild.nano.scenes.phrases import CENTER, Place
 from kleinbild.nano.scenes.render import Pixels, Scene, render
 from kleinbild.nano.scenes.tasks import Sample, is_held_out, samples, scene
@@ -65,7 +65,7 @@ class Asked:
     wordings: tuple[str, ...] = ()
     right: tuple[Scene, ...] = ()
 
-    def verdict(self, picture: Pixels, look: Look | None) -> Verdict:
+    def verdict(self, picture: Pixels, look: Look) -> Verdict:
         return judge_any(picture, self.right or (self.expected,), look)
 
 
@@ -78,7 +78,7 @@ class Lesson:
     trigger: str
     taught: Callable[[], list[Asked]]
     asked: Callable[[], Iterator[Asked]]
-    look: Look | None = None
+    look: Look = as_drawn
     settings: tuple[str, ...] = ()
 
 
@@ -202,7 +202,7 @@ def write_data(lesson: Lesson, folder: Path) -> None:
     folder.mkdir(parents=True)
     for number, one in enumerate(lesson.taught()):
         picture = render(one.expected)
-        after = Image.fromarray(picture if lesson.look is None else lesson.look(picture))
+        after = Image.fromarray(lesson.look(picture))
         stem = folder / f"{lesson.name}{number:02d}"
         if one.references:
             Image.fromarray(picture).save(f"{stem}_start.png")

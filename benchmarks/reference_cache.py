@@ -25,8 +25,8 @@ from kleinbild.core.sizes import Size
 from kleinbild.engine.batcher import Batcher
 from kleinbild.engine.caches import Caches
 from kleinbild.engine.runtime import Engine
-from kleinbild.nano.evaluate import GOALS, Goal, asked, asks, held_out_samples
-from kleinbild.nano.scenes.oracle import judge_any, psnr
+from kleinbild.nano.evaluate import GOALS, Goal, asked, asks, held_out_samples, verdict_of
+from kleinbild.nano.scenes.oracle import psnr
 
 COMPOSE = "put the object of image 1 on the background of image 2"
 CHANGE = "change the background to the night sky"
@@ -61,8 +61,8 @@ def errors(engine: Engine, goal: Goal, count: int) -> dict[str, float]:
     for sample, random in asks(goal, count):
         request = asked(engine, sample, random)
         made = engine.generate_all([request, replace(request, cache_references=True)])
+        right.append([verdict_of(sample, picture.pil).all_right for picture in made])
         exact, cached = (np.asarray(picture.pil) for picture in made)
-        right.append([judge_any(picture, sample.right).all_right for picture in (exact, cached)])
         distances.append(psnr(cached, exact))
     of_exact, of_cached = np.mean(right, axis=0)
     row = {"exact_right": of_exact, "cached_right": of_cached, "psnr": statistics.mean(distances),

@@ -144,10 +144,13 @@ def attempts(
     while batch := list(islice(left, BATCH)):
         requests = [replace(asked(engine, sample, random), steps=steps, adapters=adapters) for sample, random in batch]
         for (sample, _), request, made in zip(batch, requests, engine.generate_all(requests), strict=True):
-            picture = made.pil
-            before = sample.references[-1] if sample.references else None
-            verdict = judge_any(np.asarray(picture), sample.right, before=before)
-            yield Trial(sample, request.prompt, picture, verdict)
+            yield Trial(sample, request.prompt, made.pil, verdict_of(sample, made.pil))
+
+
+def verdict_of(sample: Sample, picture: Image.Image) -> Verdict:
+    """What the oracle says of a picture that was made for the sample."""
+    before = sample.references[-1] if sample.references else None
+    return judge_any(np.asarray(picture), sample.right, before=before)
 
 
 def asked(engine: Engine, sample: Sample, random: Random) -> PictureRequest:

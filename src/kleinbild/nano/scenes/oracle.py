@@ -24,10 +24,14 @@ LIKE_OPACITY = 0.7  # of its own: a thing that is fainter is not there
 CLEAN_PSNR = 16.0  # dB in the worst tile outside the boxes: half a cat that nobody asked for gives about 8
 CLEAN_OPACITY = 0.25  # of what was there before an edit: fainter, it is gone
 JUDGED_SHARE = 0.25  # of how much a thing would show: one that the boxes leave less of is not looked for
+MIN_TILE_PIXELS = 64  # of 256: tiles that the boxes leave less of are not judged
 Look = Callable[[Pixels], Pixels]
 """What is done to a drawn picture (H, W, 3) before it is compared: a style, a frame."""
 
-MIN_TILE_PIXELS = 64  # of 256: tiles that the boxes leave less of are not judged
+
+def as_drawn(pixels: Pixels) -> Pixels:
+    """The look of nano's world itself."""
+    return pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +54,13 @@ class Verdict:
         return self.objects_right and self.background_right and self.clean
 
 
-def judge(picture: Pixels, expected: Scene, look: Look | None = None, before: Scene | None = None) -> Verdict:
-    """Compares a picture (H, W, 3) uint8 with the scene that it should show, seen through `look` if there is one.
+def judge(picture: Pixels, expected: Scene, look: Look = as_drawn, before: Scene | None = None) -> Verdict:
+    """Compares a picture (H, W, 3) uint8 with the scene that it should show, seen through `look`.
 
     `before` is the scene that was edited: what the edit leaves as it was is measured by itself, and what it takes away must
     be gone. Raises ValueError for a picture of another size than the scene's.
     """
-    truth = render(expected) if look is None else look(render(expected))
+    truth = look(render(expected))
     if picture.shape != truth.shape:
         raise ValueError(f"the scene's picture is {truth.shape} large, this one {picture.shape}")
     outside = np.ones(picture.shape[:2], bool)
@@ -77,9 +81,7 @@ def judge(picture: Pixels, expected: Scene, look: Look | None = None, before: Sc
     )
 
 
-def judge_any(
-    picture: Pixels, right: Iterable[Scene], look: Look | None = None, before: Scene | None = None
-) -> Verdict:
+def judge_any(picture: Pixels, right: Iterable[Scene], look: Look = as_drawn, before: Scene | None = None) -> Verdict:
     """As `judge`, with that of the scenes which would all be right that the picture is nearest to."""
     return judge(picture, nearest_scene(picture, right, look), look, before)
 
@@ -94,16 +96,16 @@ def _kept_psnr(picture: Pixels, truth: Pixels, expected: Scene, before: Scene) -
     return psnr(picture[kept], truth[kept]) if kept.any() else None
 
 
-def nearest_scene(picture: Pixels, scenes: Iterable[Scene], look: Look | None = None) -> Scene:
+def nearest_scene(picture: Pixels, scenes: Iterable[Scene], look: Look = as_drawn) -> Scene:
     """Which of the scenes that would all be right the picture is nearest to. Raises ValueError for no scene."""
     first, *others = scenes
     if not others:
         return first
-    seen, truth = picture.astype(np.float32), look or (lambda pixels: pixels)
-    return min((first, *others), key=lambda scene: float(np.square(truth(render(scene)) - seen).mean()))
+    seen = picture.astype(np.float32)
+    return min((first, *others), key=lambda scene: float(np.square(look(render(scene)) - seen).mean()))
 
 
-def nearest_sprite(picture: Pixels, expected: Scene, index: int, look: Look | None = None) -> str | None:
+def nearest_sprite(picture: Pixels, expected: Scene, index: int, look: Look = as_drawn) -> str | None:
     """The code of the sprite that the box of the scene's thing `index` shows where no other covers it, None for nothing or
     hardly anything."""
     box = box_slices(expected.placed[index])
@@ -112,7 +114,7 @@ def nearest_sprite(picture: Pixels, expected: Scene, index: int, look: Look | No
     empty = render(Scene(expected.background, expected.placed[:index], expected.grid))
     ground = empty[box].astype(np.float32).reshape(-1)
     drawn = ground + (colors - ground) * alphas
-    if look is not None:
+    if look is not as_drawn:  # which would change nothing, at length
         drawn, ground = _looked(drawn, empty, box, look), look(empty)[box].astype(np.float32).reshape(-1)
     free = np.ones(picture.shape, np.float32)
     for item in expected.placed[index + 1 :]:
@@ -133,17 +135,16 @@ def opacity(
 
 
 def strongest_ghost(
-    picture: Pixels, expected: Scene, before: Scene, outside: NDArray[np.bool_], look: Look | None = None
+    picture: Pixels, expected: Scene, before: Scene, outside: NDArray[np.bool_], look: Look = as_drawn
 ) -> float:
     """The highest opacity of what was there `before` and should not be now, `outside` the boxes of the scene."""
-    looked = look or (lambda pixels: pixels)
     empty = Scene(expected.background, grid=expected.grid)
-    ground = looked(render(empty)).astype(np.float32)
+    ground = look(render(empty)).astype(np.float32)
     seen = picture.astype(np.float32).reshape(-1)
     where = np.repeat(outside[..., None], 3, axis=2).astype(np.float32).reshape(-1)
     strongest = 0.0
     for item in set(before.placed).difference(expected.placed):
-        drawn = looked(render(replace(empty, placed=(item,)))).astype(np.float32)
+        drawn = look(render(replace(empty, placed=(item,)))).astype(np.float32)
         shows = np.square(drawn - ground)
         if shows[outside].sum() > JUDGED_SHARE * shows.sum():
             strongest = max(strongest, opacity(seen, ground.reshape(-1), drawn.reshape(-1), where))
@@ -160,13 +161,12 @@ def _looked(drawn: NDArray[np.float32], empty: Pixels, box: tuple[slice, slice],
     return boxes
 
 
-def nearest_background(picture: Pixels, grid: Grid, outside: NDArray[np.bool_], look: Look | None = None) -> str:
+def nearest_background(picture: Pixels, grid: Grid, outside: NDArray[np.bool_], look: Look = as_drawn) -> str:
     """The name of the background that is nearest to the picture `outside` the boxes."""
     seen = picture[outside].astype(np.float32)
     distances = []
     for background in BACKGROUNDS:
-        pixels = background_pixels(background.name, grid)
-        drawn = pixels if look is None else look(pixels)
+        drawn = look(background_pixels(background.name, grid))
         distances.append(float(np.square(drawn[outside].astype(np.float32) - seen).mean()))
     return BACKGROUNDS[int(np.argmin(distances))].name
 
