@@ -267,6 +267,24 @@ def test_base_and_student_are_written_and_load(
     assert torch.equal(model.transformer.img_in.weight.float(), trained)
 
 
+def test_an_exported_student_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill, "BATCH_SIZES", (2, 2, 2))
+    out = tmp_path / "run"
+    distill.take_up(PACKAGED, out, base_step=5, updates=7, data=DATA)
+    base, student = load_state(out / "flow.pt"), load_state(out / "student.pt")
+    assert base is not None
+    assert student is not None
+    for state, file in ((base, "nano-base.safetensors"), (student, "nano.safetensors")):
+        weight = load_file(PACKAGED / file)["img_in.weight"].float()
+        assert torch.equal(state["average"]["transformer.img_in.weight"], weight)
+    distill.train(out, 8, HERE)
+    run, base_step, data = distill.begin_student(out, CPU)
+    assert (run.step, base_step, data) == (8, 5, DATA)
+    distill.take_up(PACKAGED, out, base_step=5, updates=7, data=DATA)  # once more: the run goes on
+    assert distill.begin_student(out, CPU)[0].step == 8
+    assert len(export(out, tmp_path / "weights")) == 4
+
+
 def test_one_command_trains_all_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoencoder_training, "CROP_BATCH", 2)
     monkeypatch.setattr(autoencoder_training, "NUM_MEASURED", 32)

@@ -1,5 +1,7 @@
 """Trains the few-step student from the base model: `python -m kleinbild.train.nano.distill --steps 3500`.
 
+`--start DIR` takes up an exported student with its base, as if the run had made them.
+
 The student starts as the base's average and learns on its own trajectories: at each of the four times that the sampler
 visits it sees the noisy latent that it has itself arrived at, and is asked for the velocity that leads from there to the
 picture. So it corrects its own errors, needs no guidance, and four steps are what it was trained for. The text encoder
@@ -11,6 +13,7 @@ Shape suffixes: B samples, N image tokens, C latent channels, X context width, L
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -20,6 +23,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from kleinbild.model.schedule import times
@@ -37,11 +41,12 @@ from kleinbild.train.nano.flow import (
     Run,
     begin,
     data_of,
+    start_from,
     stretches,
     update,
     weighted_error,
 )
-from kleinbild.train.nano.pool import Batch, Data, Draft, Pool, draft, to_batch
+from kleinbild.train.nano.pool import Batch, Data, Draft, Pool, add_data, data_given, draft, to_batch
 from kleinbild.train.nano.precision import mixed
 
 NUM_STEPS = 4
@@ -86,6 +91,21 @@ def student_of(base: Flow, scale: float = RATE_SCALE) -> Run:
     return begin(base, scale=scale)
 
 
+def take_up(weights: Path, out: Path, base_step: int, updates: int, data: Data) -> None:
+    """Writes the states of base and student to `out` as a run would have left them after so many steps and updates, if there
+    are none: exported weights, the optimizers at their beginning."""
+    if (out / "student.pt").exists():
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    base = Flow(NANO)
+    start_from(weights, out, base)
+    student = copy.deepcopy(base)
+    student.transformer.load_state_dict(load_file(weights / "nano.safetensors"))
+    for name, run, step in (("flow", begin(base), base_step), ("student", student_of(student), updates)):
+        run.step = run.first_step = step
+        save_state(out / f"{name}.pt", {**run.state(), "base_step": base_step, "data": asdict(data)})
+
+
 def begin_student(out: Path, device: torch.device) -> tuple[Run, int, Data]:
     """The base's average with a frozen text encoder, or the checkpoint of a student of this base; the base's step and data."""
     base = load_state(out / "flow.pt")
@@ -126,7 +146,9 @@ def train(out: Path, num_updates: int, compute: Compute, *, compiled: bool = Fal
     for pool, stretch in stretches(autoencoder, data, steps, compute, out / "pool.pt"):
         lessons = partial(lesson, pool, f"student-{data.seed}", compute.scaled(BATCH_SIZES), tokenizer)
         for drawn in compute.drawn(lessons, stretch):
-            factor = min(1.0, (run.step + 1) / 20, max((num_updates - run.step) / (0.7 * num_updates), 0.01))
+            factor = min(
+                1.0, (run.step - run.first_step + 1) / 20, max((num_updates - run.step) / (0.7 * num_updates), 0.01)
+            )
             losses.append(trajectory_step(run, to_batch(pool, drawn), factor))
             if run.step % 50 == 0:
                 mean = float(torch.stack(losses).mean())
@@ -142,8 +164,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="holds flow.pt, autoencoder and tokenizer")
     parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--compile", action="store_true", help="compile the blocks: faster after the first minutes")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="exported base and student to go on from; only then the six options below count, else the run knows them",
+    )
+    parser.add_argument("--base-steps", type=int, default=0, help="that the base has had: the pools go on from there")
+    parser.add_argument("--updates", type=int, default=0, help="that the student has had: they count in --steps")
+    add_data(parser)
     add_compute(parser)
     arguments = parser.parse_args()
+    if arguments.start is not None:
+        take_up(arguments.start, arguments.out, arguments.base_steps, arguments.updates, data_given(arguments))
     train(arguments.out, arguments.steps, compute_of(arguments), compiled=arguments.compile)
 
 

@@ -38,14 +38,14 @@ from kleinbild.train.checkpoint import load_autoencoder, load_state, save_state
 from kleinbild.train.muon import Muon
 from kleinbild.train.nano.compute import Compute, add_compute, compute_of
 from kleinbild.train.nano.pool import (
-    NUM_SCENES,
-    STEPS_A_POOL,
     Batch,
     Data,
     Draft,
     Pool,
     Topic,
+    add_data,
     build_pool,
+    data_given,
     draft,
     to_batch,
 )
@@ -314,22 +314,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="holds autoencoder.safetensors")
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--scenes", type=int, default=NUM_SCENES, help="scenes in a pool")
-    parser.add_argument("--steps-a-pool", type=int, default=STEPS_A_POOL, help="before the next pool")
     parser.add_argument("--start", type=Path, help=f"exported model to go on from, at step {STARTED_STEP}")
     parser.add_argument(
         "--rate", type=float, default=1.0, help="times the usual rates: less to go on from good weights"
     )
-    parser.add_argument("--new", type=int, default=0, help="nouns at the end of the list that come twice as often")
     parser.add_argument("--compile", action="store_true", help="compile the blocks: faster after the first minutes")
-    parser.add_argument("--seed", type=int, default=0)
+    add_data(parser)
     add_compute(parser)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     train(
         arguments.out,
         arguments.steps,
-        Data(arguments.seed, arguments.scenes, arguments.new, arguments.steps_a_pool),
+        data_given(arguments),
         compute_of(arguments),
         arguments.start,
         rate=arguments.rate,

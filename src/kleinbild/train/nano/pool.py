@@ -8,6 +8,7 @@ Shape suffixes: S scenes, B samples, N image tokens (64 of a native picture), K 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
@@ -52,6 +53,18 @@ class Data:
     num_scenes: int = NUM_SCENES
     num_new: int = 0
     steps_a_pool: int = STEPS_A_POOL
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The options that say what a run learns from."""
+    parser.add_argument("--scenes", type=int, default=NUM_SCENES, help="scenes in a pool")
+    parser.add_argument("--steps-a-pool", type=int, default=STEPS_A_POOL, help="before the next pool")
+    parser.add_argument("--new", type=int, default=0, help="nouns at the end of the list that come twice as often")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def data_given(arguments: argparse.Namespace) -> Data:
+    return Data(arguments.seed, arguments.scenes, arguments.new, arguments.steps_a_pool)
 
 
 @dataclass(frozen=True, slots=True)
