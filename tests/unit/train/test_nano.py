@@ -483,6 +483,7 @@ def test_textures_are_pictures_of_their_own() -> None:
     assert 0 < sum(gray) < 15
 
 
+@pytest.mark.alone
 def test_the_autoencoder_learns_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoencoder_training, "CROP_BATCH", 4)
     monkeypatch.setattr(autoencoder_training, "WHOLE_BATCH", 1)
