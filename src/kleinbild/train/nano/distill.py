@@ -97,16 +97,16 @@ def student_of(base: Flow, scale: float = RATE_SCALE) -> Run:
 
 
 def take_up(weights: Path, out: Path, base_step: int, updates: int, data: Data) -> None:
-    """Writes the states of base and student to `out` as a run would have left them after so many steps and updates, if there
-    are none: exported weights, the optimizers at their beginning."""
-    if (out / "student.pt").exists():
+    """Writes the states of base and student to `out` as a run would have left them after so many steps and updates: exported
+    weights, the optimizers at their beginning. A base that is there stays, with its student."""
+    if (out / "flow.pt").exists():
         return
     out.mkdir(parents=True, exist_ok=True)
     base = Flow(NANO)
     start_from(weights, out, base)
     student = copy.deepcopy(base)
     student.transformer.load_state_dict(load_file(weights / "nano.safetensors"))
-    for name, run, step in (("flow", begin(base), base_step), ("student", student_of(student), updates)):
+    for name, run, step in (("student", student_of(student), updates), ("flow", begin(base), base_step)):
         run.step = run.first_step = step
         save_state(out / f"{name}.pt", {**run.state(), "base_step": base_step, "data": asdict(data)})
 
