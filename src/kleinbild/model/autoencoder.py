@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kleinbild.model.activation import silu
-from kleinbild.model.convolution import Convolution, Pointwise
+from kleinbild.model.convolution import Convolution, Pointwise, convolve
 from kleinbild.model.spec import AutoencoderSpec
 
 GROUP_NORM_EPS = 1e-6
@@ -64,8 +64,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))  # right and bottom only
-        return out
+        return convolve(self.conv, F.pad(x_BCHW, (0, 1, 0, 1)))  # right and bottom only
 
 
 class Upsample(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import pytest
@@ -23,8 +24,9 @@ from kleinbild.engine.pipeline import begin
 from kleinbild.engine.runtime import Engine
 from tests.unit.engine.test_pipeline import A, B
 
-ATTENTION = {  # torch's counter does not know its own kernel for the CPU
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+KERNELS = {  # torch's counter does not know its own for the CPU
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **__: 2 * prod(x) * weight[0],
 }
 SIZES = [Size(128, 128), Size(256, 128)]
 
@@ -63,7 +65,7 @@ def test_arithmetic_is_that_of_the_matrix_products(engine: Engine, size: Size, r
     with begun(batcher, size=size, references=references) as job:
         batcher.caches.modulator([job.running.time])  # counted once for all, not by step
         expected = cost.step_flops(engine.model.spec.transformer, job.running.segment)
-        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counted:
+        with FlopCounterMode(display=False, custom_mapping=KERNELS) as counted:
             step(engine.model, batcher.caches, [job.running])
     assert counted.get_total_flops() == pytest.approx(expected, rel=0.02)
 

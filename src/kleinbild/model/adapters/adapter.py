@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from kleinbild.model.linear import linear
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +37,7 @@ class LowRank:
         return self.b_OR @ self.a_RI
 
     def __call__(self, x_MI: Tensor) -> Tensor:
-        return F.linear(F.linear(x_MI, self.a_RI), self.b_OR)
+        return linear(linear(x_MI, self.a_RI), self.b_OR)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -61,8 +62,8 @@ class Kronecker:
     def __call__(self, x_MI: Tensor) -> Tensor:
         w1_PQ, w2_ST = _matrix(self.w1), _matrix(self.w2)
         x_MQT = x_MI.unflatten(-1, (w1_PQ.shape[1], w2_ST.shape[1]))
-        x_MQS = F.linear(x_MQT, w2_ST)
-        out_MSP = F.linear(x_MQS.mT, w1_PQ)
+        x_MQS = linear(x_MQT, w2_ST)
+        out_MSP = linear(x_MQS.mT, w1_PQ)
         return out_MSP.mT.flatten(-2)
 
     @property
@@ -85,7 +86,7 @@ class Hadamard:
         return self.first.delta() * self.second.delta()
 
     def __call__(self, x_MI: Tensor) -> Tensor:
-        return F.linear(x_MI, self.delta())
+        return linear(x_MI, self.delta())
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -106,7 +107,7 @@ class Full:
         return self.weight_OI
 
     def __call__(self, x_MI: Tensor) -> Tensor:
-        return F.linear(x_MI, self.weight_OI)
+        return linear(x_MI, self.weight_OI)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kleinbild.model.adapters.adapter import Adapter, Change, Entry, Full, Hadamard, Kronecker, LowRank
 from kleinbild.model.adapters.applied import Bound, Live, Rows, accumulate, entries_by_layer, of
 from kleinbild.model.adapters.magnitude import column_factor, row_factor
+from kleinbild.model.linear import add_linear_, linear
 
 
 def serve(
@@ -56,7 +56,7 @@ class Up:
 
     ranks: slice
     rows: Rows
-    b_RO: Tensor
+    b_OR: Tensor
     scale: float
     gain_O: Tensor | None  # by how much more than once the layer's own product is in there
 
@@ -73,15 +73,15 @@ class Stack:
         return any(up.gain_O is not None for up in self.ups)
 
     def add(self, layer: nn.Module, x_MI: Tensor, base_MO: Tensor, out_MO: Tensor, strength: float) -> Tensor:  # noqa: ARG002
-        down_MR = F.linear(x_MI, self.a_RI)
+        down_MR = linear(x_MI, self.a_RI)
         for up in self.ups:
             if up.gain_O is not None:
                 out_MO = accumulate(out_MO, up.rows, up.gain_O * of(base_MO, up.rows), strength)
             own_MR = down_MR[:, up.ranks] if len(self.ups) > 1 else down_MR
             if torch.is_grad_enabled():
-                out_MO = accumulate(out_MO, up.rows, own_MR @ up.b_RO, strength * up.scale)
+                out_MO = accumulate(out_MO, up.rows, linear(own_MR, up.b_OR), strength * up.scale)
             else:
-                of(out_MO, up.rows).addmm_(own_MR, up.b_RO, alpha=strength * up.scale)
+                add_linear_(of(out_MO, up.rows), own_MR, up.b_OR, strength * up.scale)
         return out_MO
 
 
@@ -99,7 +99,7 @@ def _stack(layer: nn.Module, entries: Sequence[Entry]) -> Stack:
         if entry.magnitude is not None:
             factor_O = row_factor(layer, entry)
             b_OR, gain_O = (factor_O[:, None] * b_OR).to(b_OR.dtype), factor_O - 1
-        ups.append(Up(slice(at, at + entry.change.rank), entry.rows, b_OR.t(), entry.scale, gain_O))
+        ups.append(Up(slice(at, at + entry.change.rank), entry.rows, b_OR, entry.scale, gain_O))
         downs.append(entry.change.a_RI)
         at += entry.change.rank
     return Stack(downs[0] if len(downs) == 1 else torch.cat(downs), tuple(ups))
