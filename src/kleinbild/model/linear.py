@@ -62,8 +62,8 @@ def needs_onednn(x: Tensor, weight: Tensor) -> bool:
 
 @cache
 def mkl_is_strict() -> bool:
-    """Whether few rows get the bits here that they get among others; or there is no oneDNN that could do better."""
-    if not torch.backends.mkldnn.is_available():
+    """Whether few rows get the bits here that they get among others; or nothing is known to be better (no x86)."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return True
     generator = torch.Generator().manual_seed(0)
     x_MI, weight_OI = (torch.randn(224, 224, generator=generator, device="cpu", dtype=torch.float32) for _ in range(2))
